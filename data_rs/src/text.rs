@@ -1,0 +1,159 @@
+//! Texts and conversations.
+
+use serde_json::Value;
+
+use crate::reason::Reason;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// "system", "user" or "assistant"; any other is refused by the lint.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn.
+    #[must_use]
+    pub fn new(role: &str, content: String) -> Self {
+        Self { role: role.to_owned(), content }
+    }
+}
+
+/// A prompt or a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// As it is.
+    Plain(String),
+    /// As messages.
+    Chat(Vec<Message>),
+}
+
+impl Text {
+    /// Read a string or a list of messages.
+    ///
+    /// # Errors
+    /// [`Reason::NonString`] for anything else.
+    pub fn parse(value: Value) -> Result<Self, Reason> {
+        match value {
+            Value::String(text) => Ok(Self::Plain(text)),
+            value => parse_messages(value).map(Self::Chat),
+        }
+    }
+
+    /// The text as messages; a plain one becomes a single message of `role`.
+    #[must_use]
+    pub fn into_messages(self, role: &str) -> Vec<Message> {
+        match self {
+            Self::Plain(content) => vec![Message::new(role, content)],
+            Self::Chat(messages) => messages,
+        }
+    }
+}
+
+/// Read a list of messages; keys other than role and content are passed over.
+///
+/// # Errors
+/// [`Reason::NonString`] if it is none.
+pub fn parse_messages(value: Value) -> Result<Vec<Message>, Reason> {
+    let Value::Array(items) = value else { return Err(Reason::NonString) };
+    items.into_iter().map(parse_message).collect()
+}
+
+fn parse_message(value: Value) -> Result<Message, Reason> {
+    let Value::Object(mut fields) = value else { return Err(Reason::NonString) };
+    match (fields.remove("role"), fields.remove("content")) {
+        (Some(Value::String(role)), Some(Value::String(content))) => Ok(Message { role, content }),
+        _ => Err(Reason::NonString),
+    }
+}
+
+/// Whether a character is white space: Unicode's, and the four ASCII separators that Python counts too.
+#[must_use]
+pub fn is_space(character: char) -> bool {
+    character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
+}
+
+/// Whether there is nothing but white space.
+#[must_use]
+pub fn is_blank(text: &str) -> bool {
+    text.chars().all(is_space)
+}
+
+/// Split two whole texts into their shared prompt and the two responses.
+///
+/// The prompt is the longest common beginning, cut back to where white space begins in both texts (or to nothing), so
+/// that responses keep their leading white space and none of them is blank.
+#[must_use]
+pub fn split_plain(chosen: &str, rejected: &str) -> (String, String, String) {
+    let shared = chosen.chars().zip(rejected.chars()).take_while(|(left, right)| left == right);
+    let shared: usize = shared.map(|(left, _)| left.len_utf8()).sum();
+    let most = shared.min(last_visible(chosen)).min(last_visible(rejected));
+    let starts_space = |at: usize| {
+        let space = |text: &str| text.get(at..).and_then(|rest| rest.chars().next()).is_some_and(is_space);
+        let before = chosen.get(..at).and_then(|head| head.chars().next_back());
+        space(chosen) && space(rejected) && !before.is_some_and(is_space)
+    };
+    let at = (1..=most).rev().find(|&at| starts_space(at)).unwrap_or(0);
+    let (prompt, chosen) = chosen.split_at(at);
+    (prompt.to_owned(), chosen.to_owned(), rejected.split_at(at).1.to_owned())
+}
+
+fn last_visible(text: &str) -> usize {
+    text.char_indices().rev().find(|&(_, character)| !is_space(character)).map_or(0, |(at, _)| at)
+}
+
+const TURNS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
+
+/// Whether a text is a raw transcript of hh-rlhf.
+#[must_use]
+pub fn is_transcript(text: &str) -> bool {
+    text.starts_with(TURNS[0].0)
+}
+
+/// Cut a raw transcript of hh-rlhf into messages; one space after a turn's colon is dropped.
+#[must_use]
+pub fn parse_transcript(text: &str) -> Vec<Message> {
+    let turns: Vec<_> = text.match_indices('\n').filter_map(|(at, _)| turn_at(text, at)).collect();
+    let ends = turns.iter().skip(1).map(|&(at, ..)| at).chain([text.len()]);
+    let cut = |(&(_, start, role), end): (&(usize, usize, &str), usize)| {
+        let content = text.get(start..end).unwrap_or_default();
+        Message::new(role, content.strip_prefix(' ').unwrap_or(content).to_owned())
+    };
+    turns.iter().zip(ends).map(cut).collect()
+}
+
+/// The turn whose marker is at a place: where it is, where its content begins, and whose it is.
+fn turn_at(text: &str, at: usize) -> Option<(usize, usize, &'static str)> {
+    let rest = text.get(at..)?;
+    let (marker, role) = TURNS.iter().find(|(marker, _)| rest.starts_with(marker))?;
+    Some((at, at + marker.len(), role))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(chosen: &str, rejected: &str) -> [String; 3] {
+        split_plain(chosen, rejected).into()
+    }
+
+    #[test]
+    fn plain_texts_part_before_white_space() {
+        assert_eq!(split("The sky is blue.", "The sky is blond."), ["The sky is", " blue.", " blond."]);
+        assert_eq!(split("Q? Yes", "Q? Yes indeed"), ["Q?", " Yes", " Yes indeed"]);
+        assert_eq!(split("a  b", "a  c"), ["a", "  b", "  c"]);
+        assert_eq!(split("foo bar", "foobar"), ["", "foo bar", "foobar"]);
+        assert_eq!(split("foo ", "foo bar"), ["", "foo ", "foo bar"]);
+        assert_eq!(split("é x", "é y"), ["é", " x", " y"]);
+        assert_eq!(split("", "a"), ["", "", "a"]);
+    }
+
+    #[test]
+    fn transcripts_become_turns() {
+        let turns = parse_transcript("\n\nHuman: a\n\n\nAssistant:  b\n\nHuman:\n\nAssistant:c");
+        let flat: Vec<_> = turns.iter().map(|turn| (turn.role.as_str(), turn.content.as_str())).collect();
+        assert_eq!(flat, [("user", "a\n"), ("assistant", " b"), ("user", ""), ("assistant", "c")]);
+    }
+}

@@ -1,0 +1,5 @@
+"""Reward models that generalize, and policies that do not over-optimize them."""
+
+from grmlight.data.datamodule import PairDataModule as PairDataModule
+from grmlight.data.options import PrepareOptions as PrepareOptions
+from grmlight.reward import RewardModule as RewardModule

@@ -1,0 +1,120 @@
+"""The Rust extension: read, normalize and lint pairs; encode; share the prompt; store; deal; pack."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+class DataError(ValueError):
+    """Data that cannot be used, named by file and row, with what to do."""
+
+@final
+class Pairs:
+    """Rows read, normalized and linted: the usable groups, and what was refused and why."""
+
+    @property
+    def rows(self) -> int:
+        """Rows seen in the input."""
+
+    @property
+    def skipped(self) -> int:
+        """Usable rows left out by the stride."""
+
+    @property
+    def refused(self) -> dict[str, list[int]]:
+        """Reason to row numbers (1-based) of rows that are not used."""
+
+    @property
+    def noted(self) -> dict[str, list[int]]:
+        """Finding to row numbers of rows that are used nevertheless (duplicates, contradictions)."""
+
+    def __len__(self) -> int:
+        """Usable groups."""
+
+    def group(self, index: int) -> tuple[list[dict[str, str]] | str, list[list[dict[str, str]] | str]]:
+        """The prompt and its responses, chosen first: messages for chats, text for plain pairs."""
+
+    def row(self, index: int) -> int:
+        """The source row (1-based) of a group."""
+
+def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
+    """Read JSON lines from a path (plain or gz) or from bytes.
+
+    Options, all of them optional:
+        name: what messages call the input (default: the path).
+        first_row: number of the first row, for input that comes in parts (default 1).
+        stride: keep every stride-th usable row, counted after ties and refused rows (default 1).
+        flip: fraction of pairs whose sides are swapped, drawn per row from (flip_seed, row) (default 0).
+        flip_seed: its seed (default 0).
+        paper_text: prefix the summarize instruction as the GRM authors do (default False).
+        on_bad_row: "drop" or "raise" (default "drop").
+        on_duplicate: "keep", "drop" or "raise" (default "keep").
+        on_contradiction: "keep", "drop" or "raise" (default "keep").
+
+    Errors: OSError for a file that cannot be read, DataError for columns that are no pair format and for "raise".
+    """
+
+@final
+class StoreWriter:
+    """Writes a store under a temporary name; `finish` renames it into place."""
+
+    def __init__(self, directory: str, tokenizer_json: str, options: Mapping[str, Any]) -> None:
+        """Options, all of them optional:
+
+        max_length: longest prompt + response, in tokens (default: no limit).
+        on_overlong: "drop", "truncate_prompt" (cut the prompt's beginning) or "raise" (default "drop").
+        on_bad_row: "drop" or "raise" (default "drop").
+        add_special_tokens: let the tokenizer's post-processor add its tokens (default False).
+        append_token: id to append to each response that does not end with it (default: none).
+        """
+
+    def append(self, pairs: Pairs, start: int, texts: Sequence[Sequence[str] | str], boundaries: Sequence[Sequence[int]]) -> None:
+        """Encode groups start, start + 1, ... of `pairs`.
+
+        texts: for each group the rendered conversations, one a response; or a string: the reason why it could not be
+            rendered, which refuses the row under the reason "template".
+        boundaries: for each group and response the character at which the scored response begins.
+        """
+
+    def finish(self, manifest: Mapping[str, Any]) -> str:
+        """Write the manifest (with these entries added), rename into place, and return the report as JSON.
+
+        The report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, flipped, tokens, shared_tokens,
+        max_tokens, template_errors {row: message}.
+        """
+
+@final
+class Store:
+    """A prepared data set on disk, memory-mapped."""
+
+    def __init__(self, directory: str) -> None:
+        """Open and verify. DataError names a file that is missing, cut off or changed."""
+
+    def __len__(self) -> int:
+        """Groups."""
+
+    @property
+    def manifest(self) -> str:
+        """The manifest as JSON."""
+
+    @property
+    def costs(self) -> NDArray[np.int64]:
+        """Tokens of each group, the shared prompt counted once."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each group: row, id, source, category, flipped."""
+
+    def pack(self, groups: NDArray[np.int64], counts: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Lay groups end to end: the arrays of GroupBatch.from_arrays (int64, and float32 for labels, margins, weights)."""
+
+def epoch_order(groups: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of the groups: a pure function of its arguments, the same on every machine."""
+
+def deal_step(
+    costs: NDArray[np.int64], ranks: int, accumulate: int
+) -> list[list[tuple[NDArray[np.int64], NDArray[np.float32]]]]:
+    """Deal one step's groups to ranks, and each share into `accumulate` packs, balanced by cost.
+
+    Returns for each rank and pack: positions into `costs`, and counts (1, or 0 for a group repeated to fill an empty share).
+    """

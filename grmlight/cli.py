@@ -1,0 +1,127 @@
+"""The command line: Lightning's subcommands on YAML, and the commands that need no Trainer as plain functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from grmlight.data.datamodule import PairDataModule
+from grmlight.data.options import PrepareOptions
+from grmlight.data.prepare import prepare
+from grmlight.evaluation.learning_curve import LearningCurve
+from grmlight.evaluation.predictions import PredictionWriter
+from grmlight.evaluation.run_report import RunReport, describe_report
+from grmlight.export import SaveModel
+from grmlight.module import GroupModule
+from grmlight.scoring import score
+
+TRAINER_COMMANDS = {
+    "fit": "train a model",
+    "validate": "evaluate on the validation sets",
+    "test": "evaluate on the test sets",
+    "predict": "write the rewards of the test sets' pairs",
+}
+
+
+class CommandLine(LightningCLI):
+    """Lightning's command line with the project's base classes and the callbacks that every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Keep the steps' sizes in one place: nothing to add, the data module owns them."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: a checkpoint brings weights and state, YAML and flags bring the settings."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Let all loggers of a run write to one directory."""
+        trainer = super().instantiate_trainer(**kwargs)
+        versions = [logger.version for logger in trainer.loggers if isinstance(logger.version, int)]
+        for logger in trainer.loggers:
+            if isinstance(logger.version, int):
+                logger._version = max(versions)
+        return trainer
+
+
+def run_trainer(arguments: list[str]) -> None:
+    """`fit`, `validate`, `test` and `predict`."""
+    CommandLine(
+        GroupModule,
+        PairDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=1,
+        trainer_defaults={"callbacks": [RunReport(), LearningCurve(), SaveModel(), PredictionWriter()]},
+        parser_kwargs={"prog": "grmlight"},
+        args=arguments,
+    )
+
+
+def run_prepare(arguments: list[str]) -> None:
+    """`prepare FILE --tokenizer DIR --out DIR`."""
+    parser = ArgumentParser(prog="grmlight prepare", description="Lint, tokenize and store preference pairs.")
+    parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
+    parser.add_argument("--tokenizer", type=str, required=True, help="a hub name or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="the store's folder")
+    parser.add_class_arguments(PrepareOptions)
+    given = parser.parse_args(arguments)
+    options = PrepareOptions(**{name: given[name] for name in PrepareOptions.__dataclass_fields__})
+    found = prepare(given.file, given.tokenizer, options, given.out)
+    (given.out / "report.json").write_text(json.dumps(found.report, indent=2) + "\n", encoding="utf-8")
+    print(describe_report("prepared", {"source": given.file} | found.report))
+    print(f"store: {given.out}, report: {given.out / 'report.json'}")
+
+
+def run_score(arguments: list[str]) -> None:
+    """`score MODEL FILE --out F`."""
+    parser = ArgumentParser(prog="grmlight score", description="Write the rewards of preference pairs.")
+    parser.add_argument("model", type=Path, help="a run directory or a model folder")
+    parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write, a JSON line a pair")
+    parser.add_argument("--pairs_per_batch", type=int, default=64, help="pairs of one forward")
+    given = parser.parse_args(arguments)
+    found = score(given.model, given.file, given.out, given.pairs_per_batch)
+    print(describe_report("scored", {"source": given.file} | found.report))
+    print(f"scores: {given.out}")
+
+
+FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "prepare": ("lint, tokenize and store preference pairs", run_prepare),
+    "score": ("write the rewards of preference pairs", run_score),
+}
+
+
+def usage() -> str:
+    """The overview of all commands."""
+    commands = TRAINER_COMMANDS | {name: text for name, (text, _) in FUNCTIONS.items()}
+    lines = "\n".join(f"  {name:9} {text}" for name, text in commands.items())
+    return f"usage: grmlight COMMAND [ARGUMENTS]\n\ncommands (each has --help):\n{lines}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; a mistake in configuration or data ends it with one line and status 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(usage())
+        return
+    if command not in TRAINER_COMMANDS and command not in FUNCTIONS:
+        sys.exit(f"grmlight: {command!r} is no command; choose from {', '.join([*TRAINER_COMMANDS, *FUNCTIONS])}")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        run_trainer(arguments) if command in TRAINER_COMMANDS else FUNCTIONS[command][1](arguments[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("GRMLIGHT_TRACEBACK"):
+            raise
+        sys.exit(f"grmlight {command}: {error} (GRMLIGHT_TRACEBACK=1 shows where)")

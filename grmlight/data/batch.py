@@ -1,0 +1,134 @@
+"""GroupBatch: one pack of groups, the only thing that travels from data to model.
+
+Notable decisions:
+
+- A group is a prompt with one or more responses that each see it. A pair is two responses and one comparison.
+- There is no attention mask: `Layout` says where each segment lies and which prompt it also sees.
+- The scored token is carried (`last_N`), never guessed from pad ids.
+- Shape suffixes: T tokens in the pack, S segments, G groups, N responses, C comparisons, L scored response tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the segments of a pack lie, as plain numbers: they steer loops and never visit the device.
+
+    Attributes:
+        bounds: S + 1 token offsets; segment s is `bounds[s]:bounds[s + 1]`. Prompts may be empty, responses never are.
+        prefix: for each segment the segment of the prompt that it also sees, or -1 for a prompt.
+        responses: the N segments that are responses, in order.
+    """
+
+    bounds: tuple[int, ...]
+    prefix: tuple[int, ...]
+    responses: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupBatch:
+    """One pack of groups (see the module's legend for the shape suffixes).
+
+    The shared prompt of a group is the longest common token prefix of its responses, so scored tokens may lie in it:
+    `source_L` may then name the same position once for each response.
+
+    Attributes:
+        input_ids_T: token ids, segments laid end to end.
+        positions_T: positions; each response goes on from its prompt's end.
+        layout: segment bounds.
+        last_N: pack index of each response's last token, where its reward is read.
+        group_N: the group of each response.
+        source_L: pack index of the hidden state that predicts a scored token.
+        target_L: the scored token's id.
+        response_L: the response it belongs to. Ascending.
+        better_C: response index that is better.
+        worse_C: response index that is worse.
+        group_C: the group of each comparison. Ascending.
+        label_C: probability that `better_C` is better: 1 for a sure label, 0.5 for a tie.
+        margin_C: the annotated strength of the preference, 0 if there is none.
+        weight_C: the comparison's weight in the objective.
+        row_C: source row of the comparison.
+        count_G: 1, or 0 for a group that is repeated only to fill an empty share.
+        groups_in_step: groups of the whole optimizer step over all ranks and packs.
+        step: optimizer step within the epoch, from 0.
+        micro_batch: position of this pack within its step.
+    """
+
+    input_ids_T: Int[Tensor, " T"]
+    positions_T: Int[Tensor, " T"]
+    layout: Layout
+    last_N: Int[Tensor, " N"]
+    group_N: Int[Tensor, " N"]
+    source_L: Int[Tensor, " L"]
+    target_L: Int[Tensor, " L"]
+    response_L: Int[Tensor, " L"]
+    better_C: Int[Tensor, " C"]
+    worse_C: Int[Tensor, " C"]
+    group_C: Int[Tensor, " C"]
+    label_C: Float[Tensor, " C"]
+    margin_C: Float[Tensor, " C"]
+    weight_C: Float[Tensor, " C"]
+    row_C: Int[Tensor, " C"]
+    count_G: Float[Tensor, " G"]
+    groups_in_step: int
+    step: int = 0
+    micro_batch: int = 0
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], groups_in_step: int, step: int = 0, micro_batch: int = 0
+    ) -> Self:
+        """Wrap the arrays that `grmlight._data_rs.Store.pack` returns, without copying the tokens."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        layout = Layout(
+            bounds=tuple(tensors.pop("bounds").tolist()),
+            prefix=tuple(tensors.pop("prefix").tolist()),
+            responses=tuple(tensors.pop("responses").tolist()),
+        )
+        return cls(**tensors, layout=layout, groups_in_step=groups_in_step, step=step, micro_batch=micro_batch)
+
+    @property
+    def groups(self) -> int:
+        """Groups in this pack, repeated ones included."""
+        return self.count_G.shape[0]
+
+    @property
+    def responses(self) -> int:
+        """Responses in this pack."""
+        return self.last_N.shape[0]
+
+    def sum_by_response(self, values_L: Float[Tensor, " L"]) -> Float[Tensor, " N"]:
+        """Sum a value of each scored token over the response it belongs to."""
+        return values_L.new_zeros(self.responses).index_add(0, self.response_L, values_L)
+
+    def scored_tokens_N(self) -> Int[Tensor, " N"]:
+        """Scored tokens of each response."""
+        return torch.bincount(self.response_L, minlength=self.responses)
+
+    def mean_by_group(self, values_C: Float[Tensor, " C"]) -> Float[Tensor, " G"]:
+        """Mean of a value of each comparison over the group's comparisons; a group without any gets 0."""
+        zeros_G = values_C.new_zeros(self.groups)
+        sums_G = zeros_G.index_add(0, self.group_C, values_C)
+        return sums_G / zeros_G.index_add(0, self.group_C, torch.ones_like(values_C)).clamp(min=1)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        moved = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)

@@ -1,0 +1,135 @@
+"""PairDataModule: preference pairs from files to packs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import lightning.pytorch as L
+
+from grmlight.data.loader import GroupLoader, TrainingLoader
+from grmlight.data.options import PrepareOptions
+from grmlight.data.prepare import Prepared, prepare
+
+Sources = str | dict[str, str] | None
+
+
+class PairDataModule(L.LightningDataModule):
+    """Preference pairs for training and evaluation.
+
+    Args:
+        train: a file (JSONL, .gz, Parquet), a folder, or a Hugging Face data set `NAME[@CONFIG][:SPLIT]`.
+        val: the same for validation, or several by name.
+        test: the same for `test` and `predict`; `val` where it is not given.
+        tokenizer: a hub name, a folder, or `package:MODULE/PATH`.
+        prepare: how pairs become tokens.
+        pairs_per_step: pairs of one optimizer step, over all devices and accumulated packs.
+        eval_pairs: pairs of one evaluation step, over all devices.
+        seed: seed of the training order.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: Sources = None,
+        test: Sources = None,
+        tokenizer: str = "",
+        prepare: PrepareOptions | None = None,
+        pairs_per_step: int = 16,
+        eval_pairs: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.test = train, val, test
+        self.tokenizer = tokenizer
+        self.options = prepare or PrepareOptions()
+        self.pairs_per_step = pairs_per_step
+        self.eval_pairs = eval_pairs
+        self.seed = seed
+        self.prepared: dict[str, Prepared] = {}
+
+    @property
+    def val_sources(self) -> dict[str, str]:
+        """The validation sets by name."""
+        return _named(self.val, "val")
+
+    @property
+    def test_sources(self) -> dict[str, str]:
+        """The test sets by name; the validation sets where none are given."""
+        return _named(self.test, "test") or self.val_sources
+
+    def sources(self, stage: str | None) -> dict[str, str]:
+        """What a stage needs, by name.
+
+        Errors: ValueError if that is nothing.
+        """
+        fit = {"train": self.train} if self.train else {}
+        needed = {
+            "fit": fit | self.val_sources,
+            "validate": self.val_sources,
+            "test": self.test_sources,
+            "predict": self.test_sources,
+        }.get(stage or "", fit | self.val_sources | self.test_sources)
+        if stage == "fit" and not fit:
+            raise ValueError("there is nothing to train on; set data.init_args.train to a file or a data set")
+        if not needed:
+            raise ValueError(f"there is nothing to {stage} on; set data.init_args.val or .test")
+        return needed
+
+    def prepare_data(self) -> None:
+        """Write the stores that are missing; Lightning calls this on one process a node."""
+        stage = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None
+        self._prepare(stage)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores."""
+        self._prepare(stage)
+
+    def _prepare(self, stage: str | None) -> None:
+        if not self.tokenizer:
+            raise ValueError("no tokenizer is named; set data.init_args.tokenizer to the backbone's name or folder")
+        for name, source in self.sources(stage).items():
+            if name not in self.prepared:
+                options = self.options if name == "train" else evaluation_options(self.options)
+                self.prepared[name] = prepare(source, self.tokenizer, options)
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Packs in the order of (seed, epoch)."""
+        return TrainingLoader(
+            self.prepared["train"].store,
+            self.pairs_per_step,
+            packs=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            seed=self.seed,
+            **self._place(),
+        )
+
+    def val_dataloader(self) -> list[GroupLoader]:
+        """One loader a validation set, in the order of `val_sources`."""
+        return self._evaluation_loaders(self.val_sources)
+
+    def test_dataloader(self) -> list[GroupLoader]:
+        """One loader a test set, in the order of `test_sources`."""
+        return self._evaluation_loaders(self.test_sources)
+
+    def predict_dataloader(self) -> list[GroupLoader]:
+        """The test sets."""
+        return self._evaluation_loaders(self.test_sources)
+
+    def _evaluation_loaders(self, sources: dict[str, str]) -> list[GroupLoader]:
+        return [GroupLoader(self.prepared[name].store, self.eval_pairs, **self._place()) for name in sources]
+
+    def _place(self) -> dict[str, Any]:
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
+
+
+def evaluation_options(options: PrepareOptions) -> PrepareOptions:
+    """Evaluation sets are read whole and with their own labels: no stride, no subset, no noise."""
+    return dataclasses.replace(options, stride=1, offset=0, limit=None, flip=0.0)
+
+
+def _named(sources: Sources, default: str) -> dict[str, str]:
+    if not sources:
+        return {}
+    return {default: sources} if isinstance(sources, str) else dict(sources)

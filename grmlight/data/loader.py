@@ -1,0 +1,94 @@
+"""GroupLoader: deals steps to ranks and packs, and knows where it stands.
+
+Notable decisions:
+
+- The order is a pure function of (store, seed, epoch); the deal of (order, pairs_per_step, ranks, packs).
+- The state moves on before a step's last pack is handed out: Lightning stops after that many packs and never asks for
+  one more, and a checkpoint is written only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from grmlight._data_rs import Store, deal_step, epoch_order
+from grmlight.data.batch import GroupBatch
+
+
+class GroupLoader:
+    """An iterable over the packs of one rank.
+
+    Args:
+        store: the prepared data.
+        pairs_per_step: groups of one step over all ranks and packs.
+        rank: this process among the data-parallel ones.
+        ranks: their number.
+        packs: packs a step for each rank: `accumulate_grad_batches` in training, 1 in evaluation.
+        seed: seed of the order; None goes through the store as it is.
+    """
+
+    def __init__(
+        self, store: Store, pairs_per_step: int, rank: int = 0, ranks: int = 1, packs: int = 1, seed: int | None = None
+    ) -> None:
+        if pairs_per_step < 1:
+            raise ValueError(f"pairs_per_step must be at least 1, got {pairs_per_step}")
+        self.store = store
+        self.pairs_per_step = pairs_per_step
+        self.rank, self.ranks, self.packs = rank, ranks, packs
+        self.seed = seed
+        self.costs = store.costs
+        self._epoch = 0
+        self._steps = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps an epoch; the last one may hold fewer groups."""
+        return -(-len(self.store) // self.pairs_per_step)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.packs
+
+    def __iter__(self) -> Iterator[GroupBatch]:
+        order = self._order(self._epoch)
+        for step in range(self._steps, self.steps_per_epoch):
+            groups = order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
+            shares = deal_step(self.costs[groups], self.ranks, self.packs)[self.rank]
+            for pack, (positions, counts) in enumerate(shares):
+                if pack + 1 == self.packs:
+                    self._advance(step)
+                arrays = self.store.pack(groups[positions], counts)
+                yield GroupBatch.from_arrays(arrays, groups_in_step=len(groups), step=step, micro_batch=pack)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(len(self.store), dtype=np.int64)
+        return epoch_order(len(self.store), self.seed, epoch)
+
+    def _advance(self, step: int) -> None:
+        """Count a step as done; the epoch rolls over with its last one."""
+        self._steps = step + 1
+        if self._steps == self.steps_per_epoch:
+            self._epoch, self._steps = self._epoch + 1, 0
+
+
+class TrainingLoader(GroupLoader):
+    """A GroupLoader that a checkpoint resumes: {epoch, steps done, pairs_per_step}, equal on every rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, at the boundary of a step."""
+        return {"epoch": self._epoch, "steps": self._steps, "pairs_per_step": self.pairs_per_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Errors: ValueError for another `pairs_per_step`, which would cut the epoch in other steps.
+        """
+        if state_dict["pairs_per_step"] != self.pairs_per_step:
+            raise ValueError(
+                f"the checkpoint was written with pairs_per_step={state_dict['pairs_per_step']}, "
+                f"this run has {self.pairs_per_step}; use the same, or start anew without the checkpoint"
+            )
+        self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]

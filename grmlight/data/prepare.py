@@ -1,0 +1,129 @@
+"""Raw pairs to a store: read and lint (Rust), render (transformers), encode, share and write (Rust)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from grmlight._data_rs import Pairs, Store, StoreWriter, read_pairs
+from grmlight.data.options import PrepareOptions
+from grmlight.data.render import Renderer
+from grmlight.data.source import as_json_lines, fingerprint
+from grmlight.data.tokenizer import load_tokenizer
+
+_CHUNK = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A store and what its preparation found.
+
+    Attributes:
+        source: what was prepared.
+        store: the open store.
+        report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, and token counts.
+    """
+
+    source: str
+    store: Store
+    report: dict[str, Any]
+
+
+def cache_directory() -> Path:
+    """Where stores and worlds are kept: GRMLIGHT_CACHE, or the user's cache folder."""
+    if configured := os.environ.get("GRMLIGHT_CACHE"):
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grmlight"
+
+
+def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Path | None = None) -> Prepared:
+    """Prepare a source, or open the store that an equal preparation wrote before.
+
+    Args:
+        source: see `grmlight.data.source`.
+        tokenizer: see `grmlight.data.tokenizer.load_tokenizer`.
+        options: how pairs become tokens.
+        directory: where the store goes; None for a place in the cache that its content names.
+
+    Errors: ValueError in one line that names file, row or option and says what to do.
+    """
+    loaded = load_tokenizer(tokenizer, options.chat_template)
+    identity = _identity(source, loaded, options)
+    target = directory or cache_directory() / "stores" / identity[:32]
+    if not (target / "manifest.json").exists():
+        _write(source, loaded, options, target, identity)
+    store = Store(str(target))
+    manifest = json.loads(store.manifest)
+    if manifest.get("identity") != identity:
+        raise ValueError(
+            f"{target}: holds a store of other data, tokenizer or options; remove it or name another folder"
+        )
+    return Prepared(source, store, manifest["report"])
+
+
+def _identity(source: str, tokenizer: Any, options: PrepareOptions) -> str:
+    described = {
+        "format": 1,
+        "source": fingerprint(source),
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "template": tokenizer.chat_template,
+        "options": dataclasses.asdict(options) | {"chat_template": None},
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, identity: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with as_json_lines(source, target.parent) as path:
+        pairs = read_pairs(path, _read_options(source, options))
+    renderer = Renderer(tokenizer, options.text_rows, options.paper_mask)
+    writer = StoreWriter(str(target), tokenizer.backend_tokenizer.to_str(), _write_options(renderer, options))
+    last = len(pairs) if options.limit is None else min(options.offset + options.limit, len(pairs))
+    _append_all(writer, pairs, renderer, range(options.offset, last), source)
+    report = json.loads(
+        writer.finish(
+            {"identity": identity, "source": source, "tokenizer": tokenizer.name_or_path}
+            | {"options": json.dumps(dataclasses.asdict(options))}
+        )
+    )
+    if report["used"] == 0:
+        shutil.rmtree(target)
+        refused = {reason: len(rows) for reason, rows in report["refused"].items()}
+        raise ValueError(f"{source}: none of its {report['rows']} rows can be used; refused: {refused}")
+
+
+def _append_all(writer: StoreWriter, pairs: Pairs, renderer: Renderer, groups: range, source: str) -> None:
+    with tqdm(total=len(groups), desc=f"preparing {Path(source).name}", unit=" pairs", delay=2) as bar:
+        for start in groups[::_CHUNK]:
+            stop = min(start + _CHUNK, groups.stop)
+            texts, boundaries = [], []
+            for index in range(start, stop):
+                rendering = renderer.render(*pairs.group(index))
+                texts.append(rendering if isinstance(rendering, str) else rendering.texts)
+                boundaries.append([] if isinstance(rendering, str) else rendering.boundaries)
+            writer.append(pairs, start, texts, boundaries)
+            bar.update(stop - start)
+
+
+def _read_options(source: str, options: PrepareOptions) -> dict[str, Any]:
+    names = ("stride", "flip", "flip_seed", "paper_text", "on_bad_row", "on_duplicate", "on_contradiction")
+    return {name: getattr(options, name) for name in names} | {"name": source}
+
+
+def _write_options(renderer: Renderer, options: PrepareOptions) -> dict[str, Any]:
+    plain = not renderer.wrap_text
+    values = {
+        "max_length": options.max_length,
+        "on_overlong": options.on_overlong,
+        "on_bad_row": options.on_bad_row,
+        "add_special_tokens": plain or options.paper_text,
+        "append_token": renderer.tokenizer.eos_token_id if plain else None,
+    }
+    return {name: value for name, value in values.items() if value is not None}

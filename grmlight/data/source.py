@@ -1,0 +1,141 @@
+"""Where pairs come from: anything that can be named becomes a file of JSON lines that the Rust reader takes.
+
+A source is a path (.jsonl, .jsonl.gz, .json lines, .parquet, a folder of parquet files, a folder written by
+`datasets.save_to_disk`) or the name of a Hugging Face data set, `NAME[@CONFIG][:SPLIT]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[^:@]+))?(:(?P<split>.+))?$")
+_TEMPORARY = ".grmlight-source-"
+
+
+def fingerprint(source: str) -> str:
+    """Identify a source's content: the bytes of its files, or a data set's own fingerprint."""
+    digest = hashlib.sha256()
+    if not Path(source).exists():
+        digest.update(_load_hub(source)._fingerprint.encode())
+        return digest.hexdigest()
+    for path in _files(Path(source)):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def as_json_lines(source: str, scratch: Path) -> Iterator[str]:
+    """A path of JSON lines (.gz allowed) for a source; converted into `scratch` and removed again where needed.
+
+    Errors: ValueError in one line for what cannot be found or read.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix != ".parquet":
+        yield str(path)
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    _sweep(scratch)
+    converted = scratch / f"{_TEMPORARY}{os.getpid()}.jsonl"
+    try:
+        _write_json_lines(_batches(source), converted, source)
+        yield str(converted)
+    finally:
+        converted.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _batches(source: str) -> Iterator[list[dict[str, Any]]]:
+    path = Path(source)
+    if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
+        for file in [path] if path.is_file() else sorted(path.glob("*.parquet")):
+            yield from _parquet_batches(file)
+        return
+    table = _load_disk(path) if path.is_dir() else _load_hub(source)
+    for batch in table.with_format("arrow").iter(batch_size=1000):
+        yield batch.to_pylist()
+
+
+def _parquet_batches(file: Path) -> Iterator[list[dict[str, Any]]]:
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1000):
+            yield batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as parquet ({error})") from error
+
+
+def _load_disk(path: Path) -> Any:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: holds neither .parquet files nor a data set written by save_to_disk; name a file or such a folder"
+        ) from error
+    return _one_split(loaded, str(path))
+
+
+def _load_hub(source: str) -> Any:
+    import datasets
+
+    match = _HUB_NAME.fullmatch(source)
+    looks_like_a_path = source.startswith((".", "/", "~")) or source.endswith((".jsonl", ".gz", ".json", ".parquet"))
+    if match is None or looks_like_a_path:
+        raise ValueError(f"{source}: no such file; give a path that exists or a data set NAME[@CONFIG][:SPLIT]")
+    try:
+        loaded = datasets.load_dataset(match["name"], match["config"], split=match["split"])
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{source}: no such file, and no data set of that name could be loaded ({reason})") from error
+    return _one_split(loaded, source)
+
+
+def _one_split(loaded: Any, source: str) -> Any:
+    import datasets
+
+    if isinstance(loaded, datasets.DatasetDict):
+        if len(loaded) > 1:
+            raise ValueError(f"{source}: has splits {', '.join(map(str, loaded))}; name one with {source}:SPLIT")
+        return next(iter(loaded.values()))
+    return loaded
+
+
+def _write_json_lines(batches: Iterator[list[dict[str, Any]]], path: Path, source: str) -> None:
+    with path.open("w", encoding="utf-8") as file, tqdm(desc=f"reading {source}", unit=" rows", delay=2) as bar:
+        for batch in batches:
+            file.writelines(json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in batch)
+            bar.update(len(batch))
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove conversions that a killed process left behind."""
+    for path in scratch.glob(f"{_TEMPORARY}*.jsonl"):
+        pid = int(digits) if (digits := path.stem.removeprefix(_TEMPORARY)).isdigit() else 0
+        if not _alive(pid):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid > 0

@@ -1,0 +1,39 @@
+"""Loading a tokenizer, once and with one-line errors."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "package:"
+
+
+def resolve(name: str) -> str:
+    """Turn `package:MODULE/PATH` into a folder of an installed package; other names stay as they are."""
+    if not name.startswith(PACKAGE):
+        return name
+    module, _, path = name.removeprefix(PACKAGE).partition("/")
+    return str(importlib.resources.files(module).joinpath(path))
+
+
+def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
+    """A fast Hugging Face tokenizer from a hub name, a folder, or `package:MODULE/PATH`.
+
+    Errors: ValueError in one line where it cannot be loaded, has no tokenizer.json, or the template file is missing.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"tokenizer {name!r} cannot be loaded ({reason}); give a folder or a hub name") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"tokenizer {name!r} has no tokenizer.json; convert it to a fast tokenizer first")
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"chat_template {chat_template!r} cannot be read ({error.strerror})") from error
+    return tokenizer

@@ -1,0 +1,70 @@
+"""LearningCurve: a picture of the run in its directory, drawn from the CSV log."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from grmlight.evaluation.run_report import run_directory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Series = dict[str, list[tuple[int, float]]]
+
+
+class LearningCurve(Callback):
+    """Draws `learning_curve.png` after each validation and at the end, from the run's `metrics.csv`."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After each validation, the sanity check left out."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last step."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        directory = run_directory(trainer)
+        if directory is None or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        if (log := directory / "metrics.csv").exists():
+            plot_learning_curve(read_series(log)).savefig(directory / "learning_curve.png", dpi=120)
+
+
+def read_series(path: Path) -> Series:
+    """The logged figures by name, each as (step, value)."""
+    series: Series = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name not in ("step", "epoch"):
+                    series.setdefault(name, []).append((int(row["step"]), float(value)))
+    return series
+
+
+def plot_learning_curve(series: Series) -> Figure:
+    """Two panels over optimizer steps: the terms of the training loss, and accuracy by set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for name, points in sorted(series.items()):
+        steps, values = zip(*points, strict=True)
+        if name.endswith("accuracy"):
+            accuracy.plot(steps, values, label=name.removesuffix("/accuracy"), marker=".")
+        elif name.startswith("train/") and not name.endswith(("weight", "learning_rate")):
+            loss.plot(steps, values, label=name.removeprefix("train/"))
+    loss.set(xlabel="optimizer step", ylabel="training loss, unweighted terms", yscale="symlog")
+    accuracy.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0.3, 1.0))
+    for panel in (loss, accuracy):
+        panel.grid(alpha=0.3)
+        if panel.lines:
+            panel.legend(fontsize="small")
+    return figure

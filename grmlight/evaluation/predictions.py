@@ -1,0 +1,88 @@
+"""Rewards of pairs as records, one a row of the input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from grmlight.data.batch import GroupBatch
+from grmlight.evaluation.run_report import run_directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The rewards of one pair.
+
+    Attributes:
+        row: row of the input, from 1.
+        chosen: reward of the chosen response.
+        rejected: reward of the rejected response.
+    """
+
+    row: int
+    chosen: float
+    rejected: float
+
+    @property
+    def margin(self) -> float:
+        """Chosen minus rejected."""
+        return self.chosen - self.rejected
+
+
+def predictions(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> list[Prediction]:
+    """The predictions of a pack's comparisons; groups that only fill an empty share are left out."""
+    chosen, rejected = rewards_N[batch.better_C].tolist(), rewards_N[batch.worse_C].tolist()
+    counted = batch.count_G[batch.group_C].tolist()
+    rows = batch.row_C.tolist()
+    return [Prediction(*values) for *values, count in zip(rows, chosen, rejected, counted, strict=True) if count]
+
+
+def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, str]) -> int:
+    """Write a JSON line a pair (`row`, `id`, `chosen`, `rejected`, `margin`) in the order of rows.
+
+    The file appears whole or not at all. Returns the number of pairs.
+    """
+    ordered = sorted(found, key=lambda prediction: prediction.row)
+    temporary = path.with_name(f".{path.name}.grmlight-tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for each in ordered:
+            record = {"row": each.row, "id": ids.get(each.row, str(each.row))}
+            record |= {"chosen": each.chosen, "rejected": each.rejected, "margin": each.margin}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+    return len(ordered)
+
+
+class PredictionWriter(Callback):
+    """Writes the predictions of `predict` to `predictions-SET.jsonl` in the run directory."""
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the predictions of all ranks, and write them on one."""
+        directory = run_directory(trainer)
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        outputs: Any = trainer.predict_loop.predictions
+        sets = [outputs] if len(datamodule.test_sources) == 1 else outputs
+        for name, packs in zip(datamodule.test_sources, sets, strict=True):
+            found = _gather([prediction for pack in packs for prediction in pack])
+            if trainer.is_global_zero:
+                path = (directory or Path.cwd()) / f"predictions-{name}.jsonl"
+                ids = {entry["row"]: entry["id"] for entry in datamodule.prepared[name].store.rows()}
+                print(f"predictions: {path}, {write_predictions(path, found, ids)} pairs")
+
+
+def _gather(found: list[Prediction]) -> list[Prediction]:
+    if not torch.distributed.is_initialized():
+        return found
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, found)
+    return [prediction for part in gathered for prediction in part]

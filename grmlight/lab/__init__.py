@@ -1,0 +1,7 @@
+"""The laboratory: an embedded world with an exact gold reward, small enough to train on any machine."""
+
+from grmlight.lab.files import WorldFiles, world_files
+from grmlight.lab.gold import Gold
+from grmlight.lab.world import Prompt, Split, World
+
+__all__ = ["Gold", "Prompt", "Split", "World", "WorldFiles", "world_files"]

@@ -1,0 +1,129 @@
+"""Reward models on disk: a Hugging Face folder in the layout of the GRM authors' released models.
+
+The LM's own tensors (adapters merged), the head as `v_head.summary.*` in float32, and `vhead_*` keys in config.json.
+Recentering statistics go into the head's last layer, so every reader of the layout gets the same rewards.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from grmlight.models.backbone import HEAD_PREFIX, BackboneConfig, check_loaded, resolve
+from grmlight.models.heads import HeadConfig
+
+if TYPE_CHECKING:
+    from grmlight.models.reward_model import RewardModel
+
+    Model = TypeVar("Model", bound=RewardModel)
+
+_BACKBONE_OPTIONS = frozenset({"dtype", "lora", "frozen", "gradient_checkpointing"})
+
+
+def save(model: RewardModel, directory: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Write the folder under a temporary name, then move it into place, config.json last.
+
+    Raises:
+        ValueError: the directory is a file.
+    """
+    target = Path(directory)
+    if target.is_file():
+        raise ValueError(f"cannot save a model to {target}: it is a file; give a directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lm = _merged(model)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        part = Path(temporary)
+        tensors = {**lm.state_dict(), **_head_tensors(model)}
+        lm.save_pretrained(part, state_dict=tensors)
+        _write_config(part / "config.json", model.head_config)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        _publish(part, target)
+
+
+def load(model_class: type[Model], directory: str | os.PathLike[str], options: dict[str, Any]) -> Model:
+    """Build a model from a folder. See `RewardModel.from_pretrained`."""
+    folder = Path(resolve(os.fspath(directory)))
+    try:
+        entries = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no reward model: its config.json cannot be read ({error})") from error
+    if "vhead_layer_type" not in entries:
+        raise ValueError(f"{folder} is no reward model of the GRM layout: its config.json has no vhead_layer_type")
+    head = HeadConfig(
+        kind=entries["vhead_layer_type"],
+        layers=entries.get("vhead_num_layers", 1),
+        width=entries.get("vhead_num_neurons", 1024),
+        dropout=entries.get("summary_dropout_prob", 0.1),
+    )
+    chosen = {name: options.pop(name) for name in _BACKBONE_OPTIONS & options.keys()}
+    model = model_class(BackboneConfig(name=str(folder), **chosen), head, **options)
+    _load_head(model, folder)
+    return model
+
+
+def _merged(model: RewardModel) -> PreTrainedModel:
+    """The causal LM without adapters of its own; a copy where there are any."""
+    if not isinstance(model.backbone, PeftModel):
+        return model.backbone
+    lm = copy.deepcopy(model.backbone).merge_and_unload()
+    assert isinstance(lm, PreTrainedModel)
+    return lm
+
+
+def _head_tensors(model: RewardModel) -> dict[str, Tensor]:
+    """The head's tensors by their names on disk, the recentering applied."""
+    state = {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
+    weight, bias = list(state)[-2:]
+    state[weight] /= model.reward_scale
+    state[bias] = (state[bias] - model.reward_shift) / model.reward_scale
+    return {HEAD_PREFIX + name: tensor for name, tensor in state.items()}
+
+
+def _write_config(path: Path, head: HeadConfig) -> None:
+    entries = json.loads(path.read_text())
+    entries |= {
+        "vhead_layer_type": head.kind,
+        "vhead_num_layers": head.layers,
+        "vhead_num_neurons": head.width,
+        "summary_dropout_prob": head.dropout,
+    }
+    path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Move the files into place one by one, each whole; config.json, without which nothing loads, comes last."""
+    target.mkdir(exist_ok=True)
+    (target / "config.json").unlink(missing_ok=True)
+    names = {path.name for path in part.iterdir()}
+    for stale in [*target.glob("model*.safetensors"), *target.glob("model.safetensors.index.json")]:
+        if stale.name not in names:
+            stale.unlink()
+    for name in sorted(names, key=lambda name: name == "config.json"):
+        (part / name).replace(target / name)
+
+
+def _load_head(model: RewardModel, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        with safe_open(folder / name, framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith(HEAD_PREFIX)]  # noqa: SIM118
+            tensors |= {key.removeprefix(HEAD_PREFIX): file.get_tensor(key) for key in keys}
+    expected = model.head.state_dict()
+    what = f"reward head in {folder}"
+    misshapen = {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}
+    check_loaded(what, expected.keys() - tensors.keys(), tensors.keys() - expected.keys(), misshapen)
+    with torch.no_grad():
+        model.head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

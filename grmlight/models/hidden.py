@@ -1,0 +1,66 @@
+"""The backbone's hidden states of a batch, read at the places that matter, however they were computed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from grmlight.data.batch import GroupBatch, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenStates:
+    """Hidden states with two look-ups (shape suffixes: R rows, H hidden size, N responses, L scored tokens).
+
+    Attributes:
+        states_RH: hidden states after the final norm, in an order of the maker's choice.
+        last_N: the row of each response's last token.
+        source_L: the row that predicts each scored token.
+    """
+
+    states_RH: Float[Tensor, "R H"]
+    last_N: Int[Tensor, " N"]
+    source_L: Int[Tensor, " L"]
+
+    def at_last(self) -> Float[Tensor, "N H"]:
+        """The states that rewards are read from."""
+        return self.states_RH.index_select(0, self.last_N)
+
+    def at_source(self, select_L: Bool[Tensor, " L"] | None = None) -> Float[Tensor, "l H"]:
+        """The states that predict the scored tokens, or the selected ones among them."""
+        source = self.source_L if select_L is None else self.source_L[select_L]
+        return self.states_RH.index_select(0, source)
+
+
+def packed_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
+    """Run a pack as it is: one row, every prompt once. The decoder must use the packed attention."""
+    output = decoder(
+        input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], layout=batch.layout, use_cache=False
+    )
+    return HiddenStates(output.last_hidden_state[0], batch.last_N, batch.source_L)
+
+
+def longest_sequence(layout: Layout) -> int:
+    """Tokens of the longest response together with its prompt."""
+    lengths = [end - start for start, end in zip(layout.bounds, layout.bounds[1:], strict=False)]
+    return max(lengths[response] + lengths[layout.prefix[response]] for response in layout.responses)
+
+
+def rotary_limit(config: PretrainedConfig) -> int | None:
+    """Tokens up to which a sequence leaves the rotary table of the others alone; None if it does at any length.
+
+    With "dynamic" and "longrope" scaling one sequence beyond this length changes the positions of all others in its
+    batch, and their rewards with them.
+    """
+    text = config.get_text_config(decoder=True)
+    entries = getattr(text, "rope_parameters", None) or {}
+    tables = [table for table in (entries, *entries.values()) if isinstance(table, dict)]
+    limits = [
+        table.get("original_max_position_embeddings") or text.max_position_embeddings
+        for table in tables
+        if table.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)

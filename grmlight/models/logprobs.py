@@ -1,0 +1,138 @@
+"""Log-probs of given tokens from hidden states, in chunks of rows, so that full logits never exist.
+
+Shape suffixes: L tokens, H hidden size, V vocabulary, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import PretrainedConfig
+
+CHUNK_ELEMENTS = 2**24
+"""Logits that exist at a time, about (64 MiB in float32)."""
+
+MIN_CHUNK_ROWS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to the product of its LM head: `softcap * tanh(scale * product / softcap)`.
+
+    Attributes:
+        scale: factor (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
+        softcap: bound of the logits (Gemma-2's `final_logit_softcapping`), or None.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> LogitTransform:
+        """The transform that a model's config asks for."""
+        text = config.get_text_config(decoder=True)
+        scale = getattr(text, "logit_scale", None) or 1.0
+        return cls(
+            scale=scale / (getattr(text, "logits_scaling", None) or 1.0),
+            softcap=getattr(text, "final_logit_softcapping", None),
+        )
+
+
+def token_logps(
+    hidden_LH: Float[Tensor, "L H"],
+    weight_VH: Float[Tensor, "V H"],
+    bias_V: Float[Tensor, " V"] | None,
+    target_L: Int[Tensor, " L"],
+    transform: LogitTransform,
+) -> Float[Tensor, " L"]:
+    """Log-prob of each target under the LM head, float32, in nats; differentiable in hidden states, weight and bias.
+
+    The product runs in autocast's dtype where autocast is on, everything after it in float32. With L = 0 the result is
+    empty and still part of the graph, so that every rank sees a gradient for the LM head.
+    """
+    device = hidden_LH.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_LH, weight_VH = hidden_LH.to(dtype), weight_VH.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(dtype)
+    rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // weight_VH.shape[0])
+    with torch.autocast(device, enabled=False):
+        return _TokenLogps.apply(hidden_LH, weight_VH, bias_V, target_L, transform, rows)
+
+
+def _chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:
+    """Float32 logits of one chunk, in place as far as possible."""
+    product_CV = hidden_CH @ weight_VH.T
+    if bias_V is not None:
+        product_CV += bias_V
+    logits_CV = product_CV.float()
+    if transform.scale != 1.0:
+        logits_CV *= transform.scale
+    if transform.softcap is not None:
+        logits_CV.div_(transform.softcap).tanh_().mul_(transform.softcap)
+    return logits_CV
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Saves the log-sum-exp of each row and computes a chunk's logits again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_LH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_L: Tensor,
+        transform: LogitTransform,
+        rows: int,
+    ) -> Tensor:
+        logps_L = torch.empty(len(target_L), dtype=torch.float32, device=hidden_LH.device)
+        logsumexp_L = torch.empty_like(logps_L)
+        for start in range(0, len(target_L), rows):
+            chunk = slice(start, start + rows)
+            logits_CV = _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, transform)
+            logsumexp_L[chunk] = logits_CV.logsumexp(dim=-1)
+            logps_L[chunk] = logits_CV.gather(1, target_L[chunk, None]).squeeze(1) - logsumexp_L[chunk]
+        ctx.save_for_backward(hidden_LH, weight_VH, bias_V, target_L, logsumexp_L)
+        ctx.transform, ctx.rows = transform, rows
+        return logps_L
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_L: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden_LH, weight_VH, bias_V, target_L, logsumexp_L = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden_LH = torch.empty_like(hidden_LH) if need_hidden else None
+        grad_weight_VH = torch.zeros_like(weight_VH) if need_weight else None
+        grad_bias_V = torch.zeros_like(bias_V) if need_bias else None
+        for start in range(0, len(target_L), ctx.rows):
+            chunk = slice(start, start + ctx.rows)
+            logits_CV = _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, ctx.transform)
+            grad_CV = _grad_product(logits_CV, grad_L[chunk], target_L[chunk], logsumexp_L[chunk], ctx.transform)
+            grad_CV = grad_CV.to(weight_VH.dtype)
+            if grad_hidden_LH is not None:
+                grad_hidden_LH[chunk] = grad_CV @ weight_VH
+            if grad_weight_VH is not None:
+                grad_weight_VH.addmm_(grad_CV.T, hidden_LH[chunk])
+            if grad_bias_V is not None:
+                grad_bias_V += grad_CV.sum(dim=0)
+        return grad_hidden_LH, grad_weight_VH, grad_bias_V, None, None, None
+
+
+def _grad_product(
+    logits_CV: Tensor, grad_C: Tensor, target_C: Tensor, logsumexp_C: Tensor, transform: LogitTransform
+) -> Tensor:
+    """Gradient of the log-probs with respect to the LM head's product; overwrites the logits."""
+    slope_CV = None
+    if transform.softcap is not None:
+        slope_CV = 1 - (logits_CV / transform.softcap).square_()
+    grad_CV = logits_CV.sub_(logsumexp_C[:, None]).exp_().mul_(-grad_C[:, None])
+    grad_CV.scatter_add_(1, target_C[:, None], grad_C[:, None])
+    if slope_CV is not None:
+        grad_CV *= slope_CV
+    return grad_CV.mul_(transform.scale) if transform.scale != 1.0 else grad_CV

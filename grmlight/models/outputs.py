@@ -1,0 +1,39 @@
+"""What a model returns, and what may be asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Signal(StrEnum):
+    """A quantity that the one forward computes only if someone needs it."""
+
+    CHOSEN_LOGPS = "chosen_logps"
+    """Log-probs of the better responses alone; the others are NaN."""
+    LOGPS = "logps"
+    """Log-probs of every response."""
+    REFERENCE_LOGPS = "reference_logps"
+    """Log-probs of every response under the frozen reference, without gradient."""
+    HIDDEN = "hidden"
+    """The hidden state that the reward is read from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The result of one forward over a GroupBatch (shape suffixes: N responses, H hidden size).
+
+    Attributes:
+        rewards_N: one reward a response, float32.
+        logps_N: sum of the log-probs of each response's scored tokens, float32, in nats.
+        reference_logps_N: the same under the reference.
+        hidden_NH: last hidden state of each response, in the backbone's dtype.
+    """
+
+    rewards_N: Float[Tensor, " N"]
+    logps_N: Float[Tensor, " N"] | None = None
+    reference_logps_N: Float[Tensor, " N"] | None = None
+    hidden_NH: Float[Tensor, "N H"] | None = None

@@ -1,0 +1,30 @@
+"""Scorer: the one way to get rewards out of a model outside training."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grmlight.data.batch import GroupBatch
+from grmlight.models.modes import evaluating
+
+
+class Scorer:
+    """Scores batches in eval mode, whatever mode the model is in.
+
+    A response's reward does not depend on what else is in its batch, nor on order or padding (1e-5 in float32).
+
+    Args:
+        model: a `RewardModel`, or what wraps one and is called alike.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def score(self, batch: GroupBatch) -> Float[Tensor, " N"]:
+        """One reward a response, float32, on the CPU."""
+        device = next(self.model.parameters()).device
+        with evaluating(self.model):
+            return self.model(batch.to(device), frozenset()).rewards_N.float().cpu()

@@ -1,0 +1,162 @@
+"""The program as users run it: commands in processes of their own, on the embedded world and on files."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+QUICK = [
+    "--config", str(REPOSITORY / "configs/grm.yaml"), "--data.init_args.pairs=48", "--trainer.max_epochs=1",
+    "--trainer.limit_val_batches=1", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1",
+]  # fmt: skip
+
+OWN_REGULARIZER = '''
+from grmlight.regularizers import Regularizer
+
+
+class Spread(Regularizer):
+    """Punish the distance between a pair's rewards."""
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__(weight, mixing="additive", name="spread")
+
+    def penalty(self, outputs, batch):
+        better_C, worse_C = outputs.rewards_N[batch.better_C], outputs.rewards_N[batch.worse_C]
+        return batch.mean_by_group((better_C - worse_C).square())
+'''
+
+
+def grmlight(*arguments, cwd, expect=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "grmlight", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"GRMLIGHT_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run on the embedded world, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, grmlight("fit", *QUICK, cwd=folder).stdout
+
+
+def test_fit_prints_pairs_accuracy_and_how_to_score(trained):
+    folder, printed = trained
+    assert "pairs read" in printed
+    assert "refused" in printed
+    for name in ("id", "ood_topic", "ood_template", "ood_all"):
+        assert f"{name} " in printed
+    assert "95% interval" in printed
+    assert "grmlight score runs/grm/version_0/model" in printed
+
+
+def test_a_run_leaves_model_reports_logs_and_a_picture(trained):
+    run = trained[0] / "runs/grm/version_0"
+    names = {path.name for path in run.iterdir()}
+    assert {"model", "data.json", "results.json", "metrics.csv", "learning_curve.png", "config.yaml"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert [path.name for path in (trained[0] / "runs/grm").iterdir()] == ["version_0"]
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert {"train/loss", "train/preference", "train/text_generation", "val/id/accuracy"} <= rows[0].keys()
+
+
+def test_score_writes_the_same_bytes_twice_and_does_not_depend_on_the_batch(trained, tmp_path):
+    folder = trained[0]
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"id": "x", "prompt": "tell two boats color", "chosen": "ferry red , canoe blue", "rejected": "ferry red"},
+        {"prompt": "list color of two fruits", "chosen": "lime white", "rejected": "lime white"},
+        {"prompt": "tell one fruits color excited", "chosen": "lime white !", "rejected": "so lime"},
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = folder / "runs/grm/version_0"
+    for name, size in (("a", 64), ("b", 64), ("c", 1)):
+        done = grmlight("score", run, pairs, "--out", tmp_path / name, "--pairs_per_batch", size, cwd=tmp_path)
+        assert "3 pairs read, 2 used, 1 refused" in done.stdout
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    alone, together = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in "ca")
+    assert [record["row"] for record in together] == [1, 3]
+    assert [record["id"] for record in together] == ["x", "3"]
+    for left, right in zip(alone, together, strict=True):
+        assert left["chosen"] == pytest.approx(right["chosen"], abs=1e-5)
+        assert right["margin"] == right["chosen"] - right["rejected"]
+
+
+def test_validate_test_and_predict_work(trained, tmp_path):
+    last = trained[0] / "runs/grm/version_0/checkpoints/last.ckpt"
+    for command in ("validate", "test"):
+        assert "95% interval" in grmlight(command, *QUICK, "--ckpt_path", last, cwd=tmp_path).stdout
+    printed = grmlight("predict", *QUICK, "--trainer.limit_predict_batches=1", "--ckpt_path", last, cwd=tmp_path).stdout
+    assert "predictions-id.jsonl" in printed
+
+
+def test_a_regularizer_of_ones_own_works_in_yaml(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_REGULARIZER)
+    append = tmp_path / "mine.yaml"
+    append.write_text("trainer:\n  callbacks+:\n    - class_path: mine.Spread\n      init_args: {weight: 0.5}\n")
+    grmlight(
+        "fit", *QUICK, "--config", append, "--trainer.limit_train_batches=2", cwd=tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    header = (tmp_path / "runs/grm/version_0/metrics.csv").read_text().splitlines()[0]
+    assert "train/spread" in header
+    assert "train/text_generation" in header
+
+
+@pytest.mark.shared_data
+def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_path):
+    out = tmp_path / "store"
+    grmlight(
+        "prepare",
+        shared_data / "hh_defects_raw.jsonl",
+        "--tokenizer",
+        byte_tokenizer,
+        "--out",
+        tmp_path / "none",
+        cwd=tmp_path,
+        expect=1,
+    )
+    grmlight("prepare", shared_data / "hh_raw_sample.jsonl", "--tokenizer", byte_tokenizer, "--out", out, cwd=tmp_path)
+    report = json.loads((out / "report.json").read_text())
+    refused = sum(len(rows) for rows in report["refused"].values())
+    assert report["rows"] == 250 == report["used"] + refused
+
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "'train' is no command"),
+        (["fit", *QUICK, "--data.init_args.pairs=many"], "pairs"),
+        (["fit", *QUICK, "--model.init_args.backbone=no/such/folder"], "no directory"),
+        (["fit", *QUICK, "--model.init_args.label_smoothing=0.7"], "label_smoothing"),
+        (["score", "nowhere", "pairs.jsonl", "--out", "x"], "holds no model"),
+        (["prepare", "missing.jsonl", "--tokenizer", "TOKENIZER", "--out", "store"], "missing.jsonl"),
+        (["prepare", "columns.jsonl", "--tokenizer", "TOKENIZER", "--out", "store"], "question"),
+        (["prepare", "columns.jsonl", "--tokenizer", "/none", "--out", "store"], "tokenizer"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tokenizer, tmp_path):
+    (tmp_path / "columns.jsonl").write_text('{"question": "why", "answer": "so"}\n')
+    arguments = [str(byte_tokenizer) if argument == "TOKENIZER" else argument for argument in arguments]
+    process = subprocess.run(
+        [sys.executable, "-m", "grmlight", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"GRMLIGHT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode != 0
+    assert "Traceback" not in process.stderr
+    assert message in process.stderr.strip().splitlines()[-1] or message in process.stderr

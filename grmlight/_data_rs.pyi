@@ -1,10 +1,12 @@
 """The Rust extension: read, normalize and lint pairs; encode; share the prompt; store; deal; pack."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = ["DataError", "Pairs", "Store", "StoreWriter", "deal_step", "epoch_order", "read_pairs"]
 
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""
@@ -15,7 +17,7 @@ class Pairs:
 
     @property
     def rows(self) -> int:
-        """Rows seen in the input."""
+        """Rows seen in the input; blank lines are none, but count as row numbers."""
 
     @property
     def skipped(self) -> int:
@@ -23,11 +25,16 @@ class Pairs:
 
     @property
     def refused(self) -> dict[str, list[int]]:
-        """Reason to row numbers (1-based) of rows that are not used."""
+        """Reason to row numbers (1-based) of rows that are not used.
+
+        Reasons: invalid_json, unknown_columns, non_string, empty, identical, prompt_differs, role_order, tie,
+        bad_number, duplicate, contradiction. A store adds over_length, identical (as tokens),
+        identical_after_truncation, template, empty_response_tokens.
+        """
 
     @property
     def noted(self) -> dict[str, list[int]]:
-        """Finding to row numbers of rows that are used nevertheless (duplicates, contradictions)."""
+        """Finding to row numbers of rows that are used nevertheless (duplicate, contradiction)."""
 
     def __len__(self) -> int:
         """Usable groups."""
@@ -41,6 +48,15 @@ class Pairs:
 def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
     """Read JSON lines from a path (plain or gz) or from bytes.
 
+    Row formats, by columns:
+        prompt, chosen, rejected: text or messages, mixed as well. If the prompt is text and both responses are whole
+            conversations, the prompt column is passed over.
+        chosen, rejected: whole conversations (prompt: all but the last message), raw transcripts of hh-rlhf, or texts
+            (prompt: the common beginning, cut back to where white space begins).
+        conv_A, conv_B, conv_A_rating, conv_B_rating: the higher rating is chosen, margin is the difference.
+        Also used where present: id, source, category, margin, weight (1), soft_label (1), and chosen_score with
+            rejected_score, whose difference is the margin.
+
     Options, all of them optional:
         name: what messages call the input (default: the path).
         first_row: number of the first row, for input that comes in parts (default 1).
@@ -48,29 +64,38 @@ def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
         flip: fraction of pairs whose sides are swapped, drawn per row from (flip_seed, row) (default 0).
         flip_seed: its seed (default 0).
         paper_text: prefix the summarize instruction as the GRM authors do (default False).
-        on_bad_row: "drop" or "raise" (default "drop").
+        on_bad_row: "drop" or "raise" (default "drop"). Ties are always dropped.
         on_duplicate: "keep", "drop" or "raise" (default "keep").
         on_contradiction: "keep", "drop" or "raise" (default "keep").
 
-    Errors: OSError for a file that cannot be read, DataError for columns that are no pair format and for "raise".
+    Errors: OSError for a file that cannot be read or breaks off, DataError for a first row of no pair format, for "raise"
+    and for unknown options.
     """
 
 @final
 class StoreWriter:
-    """Writes a store under a temporary name; `finish` renames it into place."""
+    """Writes a store under a temporary name; `finish` renames it into place.
 
-    def __init__(self, directory: str, tokenizer_json: str, options: Mapping[str, Any]) -> None:
-        """Options, all of them optional:
-
+    Options, all of them optional:
         max_length: longest prompt + response, in tokens (default: no limit).
-        on_overlong: "drop", "truncate_prompt" (cut the prompt's beginning) or "raise" (default "drop").
+        on_overlong: "drop", "truncate_prompt" (cut the prompt's beginning behind a leading special token, by the same
+            count for all responses) or "raise" (default "drop").
         on_bad_row: "drop" or "raise" (default "drop").
         add_special_tokens: let the tokenizer's post-processor add its tokens (default False).
         append_token: id to append to each response that does not end with it (default: none).
+    """
+
+    def __new__(cls, directory: str, tokenizer_json: str, options: Mapping[str, Any]) -> Self:
+        """Start a store.
+
+        directory: where it will be; its parent is made.
+        tokenizer_json: the text of a tokenizer.json, or its path. Truncation and padding in it are switched off.
         """
 
-    def append(self, pairs: Pairs, start: int, texts: Sequence[Sequence[str] | str], boundaries: Sequence[Sequence[int]]) -> None:
-        """Encode groups start, start + 1, ... of `pairs`.
+    def append(
+        self, pairs: Pairs, start: int, texts: Sequence[Sequence[str] | str], boundaries: Sequence[Sequence[int]]
+    ) -> None:
+        """Encode groups start, start + 1, ... of `pairs`; groups of one reading come in ascending order.
 
         texts: for each group the rendered conversations, one a response; or a string: the reason why it could not be
             rendered, which refuses the row under the reason "template".
@@ -80,15 +105,18 @@ class StoreWriter:
     def finish(self, manifest: Mapping[str, Any]) -> str:
         """Write the manifest (with these entries added), rename into place, and return the report as JSON.
 
+        If a store with an equal manifest is there already, that one stays; anything else there is a DataError.
+
         The report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, flipped, tokens, shared_tokens,
-        max_tokens, template_errors {row: message}.
+        max_tokens, template_errors {row: message}. `rows` is `used` + `skipped` + all refused; groups that were never
+        appended count as skipped, and only used rows are noted.
         """
 
 @final
 class Store:
     """A prepared data set on disk, memory-mapped."""
 
-    def __init__(self, directory: str) -> None:
+    def __new__(cls, directory: str) -> Self:
         """Open and verify. DataError names a file that is missing, cut off or changed."""
 
     def __len__(self) -> int:
@@ -109,7 +137,7 @@ class Store:
         """Lay groups end to end: the arrays of GroupBatch.from_arrays (int64, and float32 for labels, margins, weights)."""
 
 def epoch_order(groups: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of the groups: a pure function of its arguments, the same on every machine."""
+    """A permutation of the groups: a pure function of its arguments (0 to 2**64 - 1), the same on every machine."""
 
 def deal_step(
     costs: NDArray[np.int64], ranks: int, accumulate: int

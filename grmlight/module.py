@@ -64,6 +64,7 @@ class GroupModule(L.LightningModule):
         self._regularizers: list[Regularizer] = []
         self._meter: dict[str, Tensor] = {}
         self._steps_metered = 0
+        self._loader_state: dict[str, Any] | None = None
 
     @abstractmethod
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
@@ -160,16 +161,28 @@ class GroupModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rewrite Lightning's batch counters to steps x the current accumulation, so that steps are cut right."""
-        loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
-        if not loader_states:
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        packs = loader_states[0]["steps"] * self.trainer.accumulate_grad_batches
+        """Keep the loader's state, and count batches as steps x the current accumulation, so that steps are cut right."""
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        self._loader_state = next(iter(fit_loop["state_dict"].get("combined_loader", [])), None)
+        steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"][
+            "completed"
+        ]
+        progress = fit_loop["epoch_loop.batch_progress"]
+        shift = steps * self.trainer.accumulate_grad_batches - progress["current"]["ready"]
         for name in ("ready", "started", "processed", "completed"):
-            if progress["current"][name]:
-                progress["total"][name] += packs - progress["current"][name]
-                progress["current"][name] = packs
+            progress["current"][name] += shift
+            progress["total"][name] += shift
+
+    def on_train_start(self) -> None:
+        """Put the loader where the checkpoint left it.
+
+        Lightning restores loaders too, but not if they exist before its loops are restored, and counting the steps of
+        the learning-rate schedule makes them exist.
+        """
+        if self._loader_state is not None:
+            loader: Any = self.trainer.train_dataloader
+            loader.load_state_dict(self._loader_state)
+            self._loader_state = None
 
 
 def _learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Any:

@@ -44,10 +44,10 @@ def pair_batch(
 
 
 def outputs_of(rewards: list[float], logps: list[float] | None = None, reference: list[float] | None = None) -> Outputs:
-    """Outputs with given numbers, in float64, ready for gradients."""
+    """Outputs with given numbers, in float64."""
 
     def leaf(values: list[float] | None) -> torch.Tensor | None:
-        return None if values is None else torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        return None if values is None else torch.tensor(values, dtype=torch.float64)
 
     rewards_N = leaf(rewards)
     assert rewards_N is not None

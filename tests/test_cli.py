@@ -132,7 +132,6 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
     assert report["rows"] == 250 == report["used"] + refused
 
 
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--mean", action="store_true")
     parser.add_argument("--kill_at", type=int, default=-1)
@@ -99,7 +99,7 @@ def main() -> None:
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     )
     data = PairDataModule(
-        train=given.data, tokenizer=given.tokenizer, prepare=PrepareOptions(max_length=200), pairs_per_step=4
+        train=given.data, tokenizer=given.tokenizer, prepare=PrepareOptions(max_length=200), pairs_per_step=6
     )
     checkpoints = ModelCheckpoint(given.out / "checkpoints", every_n_train_steps=3, save_last=True)
     trainer = L.Trainer(

@@ -66,10 +66,10 @@ fn fingerprint(prompt: &Text, chosen: &Text, rejected: &Text) -> u128 {
             Text::Chat(messages) => {
                 hasher.update(&u64::MAX.to_le_bytes());
                 hasher.update(&(messages.len() as u64).to_le_bytes());
-                messages.iter().for_each(|message| {
+                for message in messages {
                     add(&mut hasher, &message.role);
                     add(&mut hasher, &message.content);
-                });
+                }
             }
         }
     }

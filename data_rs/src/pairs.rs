@@ -175,9 +175,8 @@ fn parse(line: &Line) -> std::result::Result<Map<String, Value>, Reason> {
     });
     match parsed {
         Ok(Value::Object(columns)) => Ok(columns),
-        Ok(_) => Err(Reason::InvalidJson),
         Err(error) if error.to_string().starts_with("number out of range") => Err(Reason::BadNumber),
-        Err(_) => Err(Reason::InvalidJson),
+        _ => Err(Reason::InvalidJson),
     }
 }
 

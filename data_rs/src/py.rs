@@ -1,5 +1,7 @@
 //! The Python face of the crate. It only converts; all work happens without the interpreter lock.
 
+#![allow(clippy::needless_pass_by_value, reason = "arguments are extracted by value")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -259,7 +261,7 @@ impl Store {
         rows.into_iter().map(convert).collect()
     }
 
-    /// Lay groups end to end: the arrays of GroupBatch.from_arrays.
+    /// Lay groups end to end: the arrays of `GroupBatch.from_arrays`.
     fn pack<'py>(
         &self,
         py: Python<'py>,

@@ -60,6 +60,7 @@ pub struct Checked {
 
 impl Counts {
     /// Bytes that a file must have; nothing for one of free length, or for counts too large to be true.
+    #[must_use]
     pub fn bytes_of(&self, name: &str) -> Option<u64> {
         match name {
             TOKENS => self.tokens.checked_mul(4),

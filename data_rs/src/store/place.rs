@@ -65,18 +65,15 @@ impl Workplace {
         sync_folder(&self.folder)?;
         // An empty folder may have been made for the store.
         let _ = fs::remove_dir(&self.target);
-        if !self.target.exists() && fs::rename(&self.folder, &self.target).is_ok() {
-            return sync_folder(&parent_of(&self.target));
+        match fs::rename(&self.folder, &self.target) {
+            Ok(()) => sync_folder(&parent_of(&self.target)),
+            Err(_) if self.target.exists() => self.compare(manifest),
+            Err(error) => Err(cannot_write(&self.target, error)),
         }
-        self.compare(manifest)
     }
 
     fn compare(&self, manifest: &str) -> Result<()> {
         let taken = |problem| Error::Taken { path: self.target.display().to_string(), problem };
-        if !self.target.exists() {
-            let error = io::Error::other("the folder could not be renamed");
-            return Err(cannot_write(&self.target, error));
-        }
         let existing = fs::read_to_string(self.target.join(MANIFEST)).map_err(|_| taken("exists and is no store"))?;
         let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
         if parse(&existing) == parse(manifest) {

@@ -123,6 +123,7 @@ impl Store {
     }
 
     /// The prompt of a group, then its responses without it.
+    #[must_use]
     pub fn segments_of(&self, group: usize) -> impl ExactSizeIterator<Item = &[u8]> {
         let segments = self.group_start(group).0..self.group_start(group + 1).0;
         segments.map(|segment| {

@@ -131,7 +131,7 @@ impl StoreWriter {
                 }
             }
         }
-        let text = format!("{:#}\n", Value::Object(manifest));
+        let text = format!("{}\n", Value::Object(manifest));
         let mut file = HashedFile::create(place.folder().join(MANIFEST))?;
         file.write(text.as_bytes())?;
         file.finish()?;

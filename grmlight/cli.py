@@ -13,7 +13,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningCLI
 
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.options import PrepareOptions
@@ -36,19 +36,15 @@ TRAINER_COMMANDS = {
 class CommandLine(LightningCLI):
     """Lightning's command line with the project's base classes and the callbacks that every run has."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Keep the steps' sizes in one place: nothing to add, the data module owns them."""
-
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint brings weights and state, YAML and flags bring the settings."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Let all loggers of a run write to one directory."""
         trainer = super().instantiate_trainer(**kwargs)
-        versions = [logger.version for logger in trainer.loggers if isinstance(logger.version, int)]
-        for logger in trainer.loggers:
-            if isinstance(logger.version, int):
-                logger._version = max(versions)
+        numbered: list[Any] = [logger for logger in trainer.loggers if isinstance(logger.version, int)]
+        for logger in numbered:
+            logger._version = max(each.version for each in numbered)
         return trainer
 
 

@@ -131,7 +131,8 @@ class GroupModule(L.LightningModule):
         if batch.micro_batch + 1 < self.trainer.accumulate_grad_batches:
             return
         self._steps_metered += 1
-        if self.global_step % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch:
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+        if self.global_step % every == 0 or self.trainer.is_last_batch:
             self._flush()
 
     def _flush(self) -> None:
@@ -161,7 +162,7 @@ class GroupModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loader's state, and count batches as steps x the current accumulation, so that steps are cut right."""
+        """Keep the loader's state, and count batches as steps x the current accumulation, which cuts steps right."""
         fit_loop = checkpoint["loops"]["fit_loop"]
         self._loader_state = next(iter(fit_loop["state_dict"].get("combined_loader", [])), None)
         steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"][

@@ -34,8 +34,6 @@ class RewardModule(GroupModule):
     Source: GRM (arXiv 2406.10216).
     """
 
-    model: RewardModel | None
-
     def __init__(
         self,
         backbone: str | BackboneConfig,
@@ -62,14 +60,15 @@ class RewardModule(GroupModule):
         """Build the model once, with just what the regularizers of this run need."""
         if self.model is not None:
             return
-        self.model = RewardModel(
+        model = RewardModel(
             self.backbone,
             self.head,
             reference=Signal.REFERENCE_LOGPS in self.signals,
             packing=self.packing,
             seed=self.seed,
         )
-        self.model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
+        model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
+        self.model = model
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
         """Bradley-Terry loss of each group: the weighted mean over its comparisons."""

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "package:"
-
-
-def resolve(name: str) -> str:
-    """Turn `package:MODULE/PATH` into a folder of an installed package; other names stay as they are."""
-    if not name.startswith(PACKAGE):
-        return name
-    module, _, path = name.removeprefix(PACKAGE).partition("/")
-    return str(importlib.resources.files(module).joinpath(path))
+from grmlight.data.names import resolve
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
@@ -24,8 +15,9 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    path = resolve(name, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"tokenizer {name!r} cannot be loaded ({reason}); give a folder or a hub name") from error

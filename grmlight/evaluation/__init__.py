@@ -1,5 +1,6 @@
 """Metrics over whole sets, reports, predictions and pictures."""
 
+from grmlight.evaluation.bag_of_words import bag_of_words_accuracy as bag_of_words_accuracy
 from grmlight.evaluation.learning_curve import LearningCurve as LearningCurve
 from grmlight.evaluation.metrics import LongerWins as LongerWins
 from grmlight.evaluation.metrics import PairAccuracy as PairAccuracy

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.metrics import wilson_interval
 
 
@@ -16,7 +17,7 @@ class RunReport(Callback):
     """Prints the data's lint before the first step and the results at the end; keeps both as JSON.
 
     Writes `data.json` (for each set: rows, used, refused and noted rows by reason) and `results.json` (for each
-    evaluation set: accuracy with its 95% interval, the "longer wins" ruler, pairs).
+    evaluation set: accuracy with its 95% interval, beside "longer wins" and, after training, a bag of words).
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -64,7 +65,7 @@ def run_directory(trainer: Trainer) -> Path | None:
 
 
 def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, float]]:
-    """For each evaluation set: accuracy, its 95% interval, the "longer wins" ruler and the number of pairs."""
+    """For each evaluation set: accuracy, its 95% interval, the rulers, and the number of pairs."""
     datamodule: Any = getattr(trainer, "datamodule", None)
     results = {}
     for name in getattr(datamodule, f"{stage}_sources", {}):
@@ -76,6 +77,8 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
         low, high = wilson_interval(float(accuracy), pairs)
         longer = float(trainer.callback_metrics[f"{prefix}longer_wins"])
         results[name] = {"accuracy": float(accuracy), "low": low, "high": high, "longer_wins": longer, "pairs": pairs}
+        if train := datamodule.prepared.get("train"):
+            results[name]["bag_of_words"] = bag_of_words_accuracy(train.store, datamodule.prepared[name].store)
     return results
 
 
@@ -99,7 +102,9 @@ def describe_results(results: dict[str, dict[str, float]]) -> str:
     width = max(len(name) for name in results)
     return "\n".join(
         f"{name:{width}}  accuracy {r['accuracy']:.3f}  95% interval [{r['low']:.3f}, {r['high']:.3f}]"
-        f"  longer wins {r['longer_wins']:.3f}  {r['pairs']:.0f} pairs"
+        f"  longer wins {r['longer_wins']:.3f}"
+        + (f"  bag of words {r['bag_of_words']:.3f}" if "bag_of_words" in r else "")
+        + f"  {r['pairs']:.0f} pairs"
         for name, r in results.items()
     )
 

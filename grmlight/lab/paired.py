@@ -1,8 +1,8 @@
 """GRM beside the same model without it, paired: `python -m grmlight.lab.paired --worlds 1 2 3 4 5`.
 
-For every world and disjoint subset of training pairs, both are trained from the same start with the same head, order and
-seed; only the regularizer differs. What is reported is the mean over worlds of the paired difference, with the interval
-of Student's t over worlds, since runs of one world share their tests and their LM.
+For every world and disjoint subset of training pairs, both are trained from the same start with the same head, order
+and seed; only the regularizer differs. What is reported is the mean over worlds of the paired difference, with the
+interval of Student's t over worlds, since runs of one world share their tests and their LM.
 """
 
 from __future__ import annotations

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.resources
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,7 +24,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-PACKAGE = "package:"
+from grmlight.data.names import resolve
+
 HEAD_PREFIX = "v_head."
 """Where the GRM authors' models, and ours, keep the reward head's tensors."""
 
@@ -84,27 +83,6 @@ class BackboneConfig:
             raise ValueError("backbone: without a name it needs pretrained: false and a config with model_type")
 
 
-def resolve(name: str) -> str:
-    """A directory for `package:MODULE/PATH` and for paths, and anything else unchanged: a hub name.
-
-    Raises:
-        ValueError: it is a path, and nothing is there.
-    """
-    if name.startswith(PACKAGE):
-        module, _, path = name.removeprefix(PACKAGE).partition("/")
-        try:
-            directory = Path(str(importlib.resources.files(module).joinpath(path)))
-        except ModuleNotFoundError as error:
-            raise ValueError(f"backbone {name!r}: there is no package {module!r}; check the name") from error
-    else:
-        directory = Path(name).expanduser()
-        if not directory.exists() and name.count("/") <= 1 and not name.startswith((".", "~", "/")):
-            return name
-    if not directory.is_dir():
-        raise ValueError(f"backbone {name!r}: there is no directory {directory}; check the path")
-    return str(directory)
-
-
 def read_config(options: BackboneConfig) -> PretrainedConfig:
     """The model's config, with the entries of `options.config` in place of its own.
 
@@ -115,7 +93,7 @@ def read_config(options: BackboneConfig) -> PretrainedConfig:
     entries: dict[str, Any] = {}
     if options.name:
         try:
-            entries, _ = PretrainedConfig.get_config_dict(resolve(options.name), revision=options.revision)
+            entries, _ = PretrainedConfig.get_config_dict(resolve(options.name, "backbone"), revision=options.revision)
         except OSError as error:
             raise ValueError(_unreadable(options.name, _one_line(error))) from error
         if "model_type" not in entries:
@@ -224,7 +202,7 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
     report.setLevel(logging.ERROR)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(options.name),
+            resolve(options.name, "backbone"),
             config=config,
             revision=options.revision,
             dtype=getattr(torch, options.dtype),

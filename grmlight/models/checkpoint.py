@@ -19,7 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grmlight.models.backbone import HEAD_PREFIX, BackboneConfig, check_loaded, resolve
+from grmlight.data.names import resolve
+from grmlight.models.backbone import HEAD_PREFIX, BackboneConfig, check_loaded
 from grmlight.models.heads import HeadConfig
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def save(model: RewardModel, directory: str | os.PathLike[str], tokenizer: PreTr
 
 def load(model_class: type[Model], directory: str | os.PathLike[str], options: dict[str, Any]) -> Model:
     """Build a model from a folder. See `RewardModel.from_pretrained`."""
-    folder = Path(resolve(os.fspath(directory)))
+    folder = Path(resolve(os.fspath(directory), "model"))
     try:
         entries = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

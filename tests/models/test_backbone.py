@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grmlight.models import BackboneConfig, LoraOptions, RewardModel, load_backbone, read_config, resolve
+from grmlight.data.names import resolve
+from grmlight.models import BackboneConfig, LoraOptions, RewardModel, load_backbone, read_config
 from tests.tiny_models import tiny_backbone, tiny_reward_model
 
 
@@ -46,13 +47,13 @@ def test_a_place_inside_a_package(folder, monkeypatch):
     (package / "__init__.py").write_text("")
     folder.rename(package / "lm")
     monkeypatch.syspath_prepend(str(folder.parent))
-    assert resolve("package:some_package/lm") == str(package / "lm")
+    assert resolve("package:some_package/lm", "backbone") == str(package / "lm")
     load(BackboneConfig("package:some_package/lm"))
     sys.modules.pop("some_package", None)
     with pytest.raises(ValueError, match="no directory"):
-        resolve("package:some_package/nothing")
+        resolve("package:some_package/nothing", "backbone")
     with pytest.raises(ValueError, match="no package 'no_such_package'"):
-        resolve("package:no_such_package/lm")
+        resolve("package:no_such_package/lm", "backbone")
 
 
 def test_random_weights_depend_on_the_seed_alone():

@@ -1,0 +1,279 @@
+"""read_pairs: every row format, every reason to refuse a row, and hostile input, against the oracle."""
+
+import _thread
+import gzip
+import json
+import sys
+import threading
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grmlight._data_rs import DataError, read_pairs
+from tests.data.rows import agree, assistant, content_of, lines, system, user
+
+CHAT = {"chosen": [user("q"), assistant("yes")], "rejected": [user("q"), assistant("no")]}
+TEXT = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+def feedback(a, b, rating_a, rating_b, source="x"):
+    ratings = {"conv_A_rating": rating_a, "conv_B_rating": rating_b}
+    return {"conv_A": a, "conv_B": b, **ratings, "source": source, "id": 7}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "responses"),
+    [
+        (TEXT, "p", ["a", "b"]),
+        (TEXT | {"prompt": ""}, "", ["a", "b"]),
+        (CHAT, [user("q")], [[assistant("yes")], [assistant("no")]]),
+        (CHAT | {"prompt": "q"}, [user("q")], [[assistant("yes")], [assistant("no")]]),
+        (TEXT | {"prompt": [system("s"), user("q")]}, [system("s"), user("q")], [[assistant("a")], [assistant("b")]]),
+        (TEXT | {"chosen": [assistant("a")]}, [user("p")], [[assistant("a")], [assistant("b")]]),
+        (
+            {"prompt": [user("q")], "chosen": [assistant("a"), user("r"), assistant("c")], "rejected": "b"},
+            [user("q")],
+            [[assistant("a"), user("r"), assistant("c")], [assistant("b")]],
+        ),
+        ({"chosen": "The sky is blue.", "rejected": "The sky is blond."}, "The sky is", [" blue.", " blond."]),
+        (
+            {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant:  no "},
+            [user("hi")],
+            [[assistant("yes")], [assistant(" no ")]],
+        ),
+    ],
+)
+def test_formats_become_prompt_and_responses(row, prompt, responses):
+    pairs, _ = agree(lines(row))
+    assert pairs.group(0) == (prompt, responses)
+
+
+def test_unified_feedback_columns():
+    a, b = [user("post"), assistant("A")], [user("post"), assistant("B")]
+    rows = [
+        feedback(a, b, 1.0, 4.5),
+        feedback(a, b, 3, 3.0),
+        feedback([user(" x "), assistant("A")], [user(" x "), assistant("B")], 2, 1, "OpenAI/Summarize_from_feedback"),
+        feedback(a, b, None, 1),
+        feedback(a, b, "5", 1),
+    ]
+    pairs, reading = agree(lines(*rows), paper_text=True)
+    assert pairs.refused == {"tie": [2], "bad_number": [4, 5]}
+    assert pairs.group(0) == ([user("post")], [[assistant("B")], [assistant("A")]])
+    assert [pair.margin for pair in reading.pairs] == [3.5, 1.0]
+    assert pairs.group(1)[0] == [user("Generate one-sentence summary for the following post: x")]
+    plain, _ = agree(lines(*rows))
+    assert plain.group(1)[0] == [user(" x ")]
+    assert len(read_pairs(lines(*rows[:2]), {"on_bad_row": "raise"})) == 1
+
+
+def test_preference_700k_columns():
+    row = CHAT | {"chosen_score": 0.9, "rejected_score": 0.25}
+    _, reading = agree(lines(row, CHAT | {"chosen_score": None, "rejected_score": None}, row | {"margin": 2}))
+    assert [pair.margin for pair in reading.pairs] == pytest.approx([0.65, 0.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "invalid_json"),
+        ("[1]", "invalid_json"),
+        ('{"chosen": "a", "rejected": "\\ud800"}', "invalid_json"),
+        ({"chosen": "a"}, "unknown_columns"),
+        (TEXT | {"chosen": None}, "non_string"),
+        (TEXT | {"prompt": None}, "non_string"),
+        (TEXT | {"chosen": [{"role": "assistant"}]}, "non_string"),
+        (TEXT | {"chosen": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}, "non_string"),
+        ({"chosen": "a", "rejected": [assistant("b")]}, "non_string"),
+        ('{"prompt": NaN, "chosen": "a", "rejected": "b"}', "non_string"),
+        (TEXT | {"chosen": " \n\x1c\u3000"}, "empty"),
+        (TEXT | {"prompt": [], "chosen": "x"}, "empty"),
+        (TEXT | {"chosen": []}, "empty"),
+        (TEXT | {"prompt": " ", "chosen": [assistant("a")]}, "empty"),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "empty"),
+        (TEXT | {"chosen": "b"}, "identical"),
+        (TEXT | {"chosen": [assistant("b")]}, "identical"),
+        (CHAT | {"chosen": [user("Q"), assistant("yes")]}, "prompt_differs"),
+        ({"chosen": [assistant("q"), assistant("a")], "rejected": [assistant("q"), assistant("b")]}, "role_order"),
+        ({"prompt": [user("q"), assistant("a")], "chosen": "a", "rejected": "b"}, "role_order"),
+        ({"prompt": [user("q")], "chosen": [user("a")], "rejected": "b"}, "role_order"),
+        ({"prompt": [{"role": "tool", "content": "q"}], "chosen": "a", "rejected": "b"}, "role_order"),
+        ({"prompt": [user("q"), system("s"), user("q")], "chosen": "a", "rejected": "b"}, "role_order"),
+        ({"prompt": [system("s")], "chosen": "a", "rejected": "b"}, "role_order"),
+        (TEXT | {"weight": -1}, "bad_number"),
+        (TEXT | {"soft_label": 1.5}, "bad_number"),
+        (TEXT | {"margin": "1"}, "bad_number"),
+        (TEXT | {"margin": True}, "bad_number"),
+        (TEXT | {"margin": 1e39}, "bad_number"),
+        (TEXT | {"margin": float("nan")}, "bad_number"),
+        (TEXT | {"weight": float("inf")}, "bad_number"),
+        (json.dumps(TEXT | {"margin": 1}).replace(": 1}", ": -1e999}"), "bad_number"),
+    ],
+)
+def test_a_bad_row_is_refused_by_its_reason(row, reason):
+    data = lines(TEXT | {"prompt": "first"}, row, TEXT | {"prompt": "last"})
+    pairs, _ = agree(data)
+    assert pairs.refused == {reason: [2]}
+    assert [pairs.row(index) for index in range(len(pairs))] == [1, 3]
+    with pytest.raises(DataError, match=r"^rows\.jsonl:2: .*on_bad_row=drop$"):
+        read_pairs(data, {"name": "rows.jsonl", "on_bad_row": "raise"})
+
+
+def test_repeated_pairs_follow_their_policies():
+    swapped = TEXT | {"chosen": "b", "rejected": "a"}
+    data = lines(TEXT, TEXT | {"prompt": "q"}, TEXT, swapped)
+    agree(data)
+    pairs, _ = agree(data, on_duplicate="drop", on_contradiction="drop")
+    assert pairs.refused == {"duplicate": [3], "contradiction": [4]}
+    with pytest.raises(DataError, match=r"<bytes>:3: .*on_duplicate=keep"):
+        read_pairs(data, {"on_duplicate": "raise"})
+    with pytest.raises(DataError, match=r"<bytes>:4: .*on_contradiction=keep"):
+        read_pairs(data, {"on_contradiction": "raise"})
+
+
+def test_the_first_row_must_be_a_pair():
+    with pytest.raises(DataError, match=r"^x: its columns are question, score; a pair needs chosen and rejected"):
+        read_pairs(lines({"score": 1, "question": 2}, TEXT), {"name": "x"})
+    assert len(read_pairs(b"", {})) == 0
+
+
+@pytest.mark.parametrize("options", [{"strides": 2}, {"stride": 0}, {"flip": 1.5}, {"on_bad_row": "keep"}])
+def test_wrong_options_are_named(options):
+    with pytest.raises(DataError, match=r"stride|flip|keep"):
+        read_pairs(lines(TEXT), options)
+
+
+def test_rows_have_numbers_and_columns(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines("", TEXT, " \t", TEXT | {"prompt": "q"}) + b"\r\n")
+    pairs, _ = agree(str(path), path.read_bytes(), first_row=11)
+    assert [pairs.row(0), pairs.row(1), pairs.rows] == [12, 14, 2]
+
+
+@pytest.mark.parametrize("stride", [2, 20, 100])
+def test_strides_and_flips(stride):
+    rows = [TEXT | {"prompt": f"{number}"} if number % 7 else {"chosen": 1, "rejected": 2} for number in range(1, 900)]
+    pairs, _ = agree(lines(*rows), stride=stride, flip=0.25, flip_seed=3)
+    assert pairs.row(1) - pairs.row(0) >= stride
+    assert pairs.skipped + len(pairs) == 771
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.jsonl: cannot be read"):
+        read_pairs(str(tmp_path / "missing.jsonl"), {})
+    with pytest.raises(OSError, match="cannot be read"):
+        read_pairs(str(tmp_path), {})
+    whole = gzip.compress(lines(*(TEXT | {"prompt": f"{i}"} for i in range(1000))))
+    for name, data in {"cut": whole[: len(whole) // 2], "changed": whole[:200] + b"xxxx" + whole[204:]}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(OSError, match=rf"{name}: cannot be read at row \d+; the file is damaged or cut off"):
+            read_pairs(str(tmp_path / name), {})
+    assert len(read_pairs(whole, {})) == 1000
+
+
+def test_hostile_lines():
+    deep = '{"chosen": "a c", "rejected": "a d", "x": ' + "[" * 5000 + "]" * 5000 + "}"
+    turns = [user("q"), assistant("a")] * 5000
+    long = {"chosen": [*turns, user("q"), assistant("x")], "rejected": [*turns, user("q"), assistant("y")]}
+    transcript = "\n\nHuman: q\n\nAssistant: a" * 5000
+    hostile = [
+        b'{"chosen": "\xff", "rejected": "b"}',
+        b'{"chosen": "\x00", "rejected": "b"}',
+        b'{"chosen": "\\u0000 a", "rejected": "\\u0000 b"}',
+        b"\x00" * 100,
+        deep.encode(),
+        lines(long),
+        lines({"chosen": transcript + "b", "rejected": transcript}),
+        lines({"prompt": "p" * 20_000_000, "chosen": "a", "rejected": "b"}),
+        lines({"chosen": "\U0001f600 e\u0301 a", "rejected": "\U0001f600 e\u0301 b"}),
+        b'{"chosen": "NaN, \\" NaN", "rejected": "NaN", "margin": NaN}',
+        b'{"chosen": "x", "rejected": "y", "id": 123456789012345678901234567890}',
+    ]
+    pairs, _ = agree(b"\n".join([lines(TEXT), *hostile]))
+    assert pairs.refused == {"invalid_json": [2, 3, 5, 6], "bad_number": [11]}
+
+
+def test_white_space_is_what_python_says():
+    characters = [chr(code) for code in range(0x3100) if not 0xD800 <= code < 0xE000]
+    pairs, _ = agree(lines(*({"prompt": "p", "chosen": character, "rejected": "b"} for character in characters)))
+    blank = [number for number, character in enumerate(characters, 1) if character.isspace()]
+    assert pairs.refused["empty"] == blank
+
+
+def test_groups_out_of_range():
+    pairs = read_pairs(lines(TEXT), {})
+    with pytest.raises(IndexError, match="there is no group 1 among 1"):
+        pairs.group(1)
+    with pytest.raises(IndexError):
+        pairs.row(1)
+
+
+def test_ctrl_c_ends_a_long_reading():
+    data = (lines(TEXT) + b"\n") * 400_000
+    timer = threading.Timer(0.05, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        read_pairs(data, {})
+    timer.join()
+
+
+TEXTS = st.sampled_from(["", " ", "a", "a b", "a c", "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"])
+MESSAGES = st.lists(
+    st.builds(lambda role, content: {"role": role, "content": content}, st.sampled_from(["user", "assistant"]), TEXTS),
+    max_size=4,
+)
+VALUES = st.one_of(TEXTS, TEXTS, MESSAGES, MESSAGES, st.floats(-2, 2), st.none(), st.integers())
+COLUMNS = ["prompt", "chosen", "rejected", "conv_A", "conv_B", "conv_A_rating", "conv_B_rating", "margin", "id"]
+ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=9) | st.fixed_dictionaries(
+    {"chosen": TEXTS | MESSAGES, "rejected": TEXTS | MESSAGES}, optional={"prompt": TEXTS | MESSAGES}
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows=st.lists(ROWS, max_size=8), stride=st.integers(1, 3))
+def test_any_rows_agree_with_the_oracle(rows, stride):
+    data = lines({"chosen": "x y", "rejected": "x z"}, *rows)
+    agree(data, stride=stride, flip=0.5)
+    agree(data, on_duplicate="drop", on_contradiction="drop")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(alphabet=st.sampled_from("ab \né\u3000"), max_size=12), st.text(alphabet="ab \né", max_size=12))
+def test_any_texts_are_split_like_the_oracle(chosen, rejected):
+    agree(lines({"chosen": chosen, "rejected": rejected}))
+
+
+REASONS = {
+    "identical": "identical",
+    "prompts differ": "prompt_differs",
+    "roles do not alternate": "role_order",
+    "empty response": "empty",
+}
+
+
+@pytest.mark.shared_data
+def test_defects_of_hh_are_refused_by_their_reason(shared_data):
+    path = shared_data / "hh_defects_raw.jsonl"
+    pairs, _ = agree(str(path), path.read_bytes())
+    expected = defaultdict(list)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        expected[REASONS[json.loads(line)["reason"]]].append(number)
+    assert pairs.refused == expected
+    assert len(pairs) == 0
+
+
+@pytest.mark.shared_data
+def test_every_shared_file_agrees_with_the_oracle(shared_data):
+    files = sorted(path for path in shared_data.iterdir() if ".jsonl" in path.suffixes)
+    assert len(files) == 11
+    for path in files:
+        pairs, _ = agree(str(path), content_of(path), flip=0.25, flip_seed=1)
+        assert pairs.rows == len(pairs) + sum(map(len, pairs.refused.values()))
+
+
+def test_the_limit_of_python_is_not_ours():
+    data = lines(TEXT, '{"prompt": "p", "chosen": "a", "rejected": "c", "id": ' + "9" * 5000 + "}")
+    assert sys.get_int_max_str_digits() < 5000
+    assert read_pairs(data, {}).refused == {"bad_number": [2]}

@@ -51,8 +51,8 @@ def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
     Row formats, by columns:
         prompt, chosen, rejected: text or messages, mixed as well. If the prompt is text and both responses are whole
             conversations, the prompt column is passed over.
-        chosen, rejected: whole conversations (prompt: all but the last message), raw transcripts of hh-rlhf, or texts
-            (prompt: the common beginning, cut back to where white space begins).
+        chosen, rejected: whole conversations (prompt: all but the last message), raw transcripts of hh-rlhf, or whole
+            texts (the prompt stays empty).
         conv_A, conv_B, conv_A_rating, conv_B_rating: the higher rating is chosen, margin is the difference.
         Also used where present: id, source, category, margin, weight (1), soft_label (1), and chosen_score with
             rejected_score, whose difference is the margin.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::reason::Reason;
-use crate::text::{Message, Text, is_blank, is_space, is_transcript, parse_messages, parse_transcript, split_plain};
+use crate::text::{Message, Text, is_blank, is_space, is_transcript, parse_messages, parse_transcript};
 
 /// The formats, as an error names them.
 pub const FORMATS: &str = "chosen and rejected, with or without prompt (text or messages), \
@@ -129,8 +129,7 @@ fn implicit(row: &mut Row) -> Result<Sides, Reason> {
             conversations(parse_transcript(&chosen), parse_transcript(&rejected), margin)
         }
         (Text::Plain(chosen), Text::Plain(rejected)) => {
-            let (prompt, chosen, rejected) = split_plain(&chosen, &rejected);
-            Ok(Sides { prompt: Text::Plain(prompt), responses: [chosen, rejected].map(Text::Plain), margin })
+            Ok(Sides { prompt: Text::Plain(String::new()), responses: [chosen, rejected].map(Text::Plain), margin })
         }
         _ => Err(Reason::NonString),
     }

@@ -81,29 +81,6 @@ pub fn is_blank(text: &str) -> bool {
     text.chars().all(is_space)
 }
 
-/// Split two whole texts into their shared prompt and the two responses.
-///
-/// The prompt is the longest common beginning, cut back to where white space begins in both texts (or to nothing), so
-/// that responses keep their leading white space and none of them is blank.
-#[must_use]
-pub fn split_plain(chosen: &str, rejected: &str) -> (String, String, String) {
-    let shared = chosen.chars().zip(rejected.chars()).take_while(|(left, right)| left == right);
-    let shared: usize = shared.map(|(left, _)| left.len_utf8()).sum();
-    let most = shared.min(last_visible(chosen)).min(last_visible(rejected));
-    let starts_space = |at: usize| {
-        let space = |text: &str| text.get(at..).and_then(|rest| rest.chars().next()).is_some_and(is_space);
-        let before = chosen.get(..at).and_then(|head| head.chars().next_back());
-        space(chosen) && space(rejected) && !before.is_some_and(is_space)
-    };
-    let at = (1..=most).rev().find(|&at| starts_space(at)).unwrap_or(0);
-    let (prompt, chosen) = chosen.split_at(at);
-    (prompt.to_owned(), chosen.to_owned(), rejected.split_at(at).1.to_owned())
-}
-
-fn last_visible(text: &str) -> usize {
-    text.char_indices().rev().find(|&(_, character)| !is_space(character)).map_or(0, |(at, _)| at)
-}
-
 const TURNS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
 
 /// Whether a text is a raw transcript of hh-rlhf.
@@ -134,21 +111,6 @@ fn turn_at(text: &str, at: usize) -> Option<(usize, usize, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn split(chosen: &str, rejected: &str) -> [String; 3] {
-        split_plain(chosen, rejected).into()
-    }
-
-    #[test]
-    fn plain_texts_part_before_white_space() {
-        assert_eq!(split("The sky is blue.", "The sky is blond."), ["The sky is", " blue.", " blond."]);
-        assert_eq!(split("Q? Yes", "Q? Yes indeed"), ["Q?", " Yes", " Yes indeed"]);
-        assert_eq!(split("a  b", "a  c"), ["a", "  b", "  c"]);
-        assert_eq!(split("foo bar", "foobar"), ["", "foo bar", "foobar"]);
-        assert_eq!(split("foo ", "foo bar"), ["", "foo ", "foo bar"]);
-        assert_eq!(split("é x", "é y"), ["é", " x", " y"]);
-        assert_eq!(split("", "a"), ["", "", "a"]);
-    }
 
     #[test]
     fn transcripts_become_turns() {

@@ -9,7 +9,8 @@ import lightning.pytorch as L
 
 from grmlight.data.loader import GroupLoader, TrainingLoader
 from grmlight.data.options import PrepareOptions
-from grmlight.data.prepare import Prepared, prepare
+from grmlight.data.prepare import Prepared, cache_directory, prepare
+from grmlight.data.train_tokenizer import trained_tokenizer
 
 Sources = str | dict[str, str] | None
 
@@ -21,7 +22,7 @@ class PairDataModule(L.LightningDataModule):
         train: a file (JSONL, .gz, Parquet), a folder, or a Hugging Face data set `NAME[@CONFIG][:SPLIT]`.
         val: the same for validation, or several by name.
         test: the same for `test` and `predict`; `val` where it is not given.
-        tokenizer: a hub name, a folder, or `package:MODULE/PATH`.
+        tokenizer: a hub name, a folder, `package:MODULE/PATH`, or `train:SIZE` to train one on the training pairs.
         prepare: how pairs become tokens.
         pairs_per_step: pairs of one optimizer step, over all devices and accumulated packs.
         eval_pairs: pairs of one evaluation step, over all devices.
@@ -88,7 +89,9 @@ class PairDataModule(L.LightningDataModule):
     def _prepare(self, stage: str | None) -> None:
         if not self.tokenizer:
             raise ValueError("no tokenizer is named; set data.init_args.tokenizer to the backbone's name or folder")
-        for name, source in self.sources(stage).items():
+        sources = self.sources(stage)
+        self.tokenizer = trained_tokenizer(self.tokenizer, self.train or "", cache_directory() / "tokenizers")
+        for name, source in sources.items():
             if name not in self.prepared:
                 options = self.options if name == "train" else evaluation_options(self.options)
                 self.prepared[name] = prepare(source, self.tokenizer, options)

@@ -126,16 +126,16 @@ def _write_json_lines(batches: Iterator[list[dict[str, Any]]], path: Path, sourc
 def _sweep(scratch: Path) -> None:
     """Remove conversions that a killed process left behind."""
     for path in scratch.glob(f"{_TEMPORARY}*.jsonl"):
-        pid = int(digits) if (digits := path.stem.removeprefix(_TEMPORARY)).isdigit() else 0
-        if not _alive(pid):
+        if not alive(path.stem.removeprefix(_TEMPORARY)):
             path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: str) -> bool:
+    """Whether a process of this number runs here."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError, ValueError):
         return False
     except PermissionError:
-        return True
-    return pid > 0
+        pass
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os.path
 import re
 import struct
 from collections import defaultdict
@@ -197,17 +196,7 @@ def implicit(row: dict[str, Any]) -> tuple[Any, list[Any]]:
         raise RefusedError("non_string")
     if chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:"):
         return conversations(transcript(chosen), transcript(rejected))
-    at = split_point(chosen, rejected)
-    return chosen[:at], [chosen[at:], rejected[at:]]
-
-
-def split_point(chosen: str, rejected: str) -> int:
-    """The last place of the common beginning where white space begins in both, each text going on visibly after it."""
-    for at in range(len(os.path.commonprefix([chosen, rejected])), 0, -1):
-        rests = (chosen[at:], rejected[at:])
-        if all(rest[:1].isspace() and rest.strip() for rest in rests) and not chosen[at - 1].isspace():
-            return at
-    return 0
+    return "", [chosen, rejected]
 
 
 def transcript(text: str) -> list[dict[str, str]]:

@@ -37,7 +37,11 @@ def feedback(a, b, rating_a, rating_b, source="x"):
             [user("q")],
             [[assistant("a"), user("r"), assistant("c")], [assistant("b")]],
         ),
-        ({"chosen": "The sky is blue.", "rejected": "The sky is blond."}, "The sky is", [" blue.", " blond."]),
+        (
+            {"chosen": "The sky is blue.", "rejected": "The sky is blond."},
+            "",
+            ["The sky is blue.", "The sky is blond."],
+        ),
         (
             {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant:  no "},
             [user("hi")],

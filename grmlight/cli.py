@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
 from grmlight.data.datamodule import PairDataModule
@@ -59,14 +60,17 @@ def run_trainer(arguments: list[str]) -> None:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=1,
         trainer_defaults={"callbacks": [RunReport(), LearningCurve(), SaveModel(), PredictionWriter()]},
-        parser_kwargs={"prog": "grmlight"},
-        args=arguments,
+        parser_kwargs={"prog": "grmlight", "exit_on_error": False},
+        # Lightning warns about arguments of its own beside those of the process.
+        args=None if arguments == sys.argv[1:] else arguments,
     )
 
 
 def run_prepare(arguments: list[str]) -> None:
     """`prepare FILE --tokenizer DIR --out DIR`."""
-    parser = ArgumentParser(prog="grmlight prepare", description="Lint, tokenize and store preference pairs.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="grmlight prepare", description="Lint, tokenize and store preference pairs."
+    )
     parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
     parser.add_argument("--tokenizer", type=str, required=True, help="a hub name or a folder")
     parser.add_argument("--out", type=Path, required=True, help="the store's folder")
@@ -81,7 +85,9 @@ def run_prepare(arguments: list[str]) -> None:
 
 def run_score(arguments: list[str]) -> None:
     """`score MODEL FILE --out F`."""
-    parser = ArgumentParser(prog="grmlight score", description="Write the rewards of preference pairs.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="grmlight score", description="Write the rewards of preference pairs."
+    )
     parser.add_argument("model", type=Path, help="a run directory or a model folder")
     parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
     parser.add_argument("--out", type=Path, required=True, help="the file to write, a JSON line a pair")
@@ -114,10 +120,25 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if command not in TRAINER_COMMANDS and command not in FUNCTIONS:
         sys.exit(f"grmlight: {command!r} is no command; choose from {', '.join([*TRAINER_COMMANDS, *FUNCTIONS])}")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    _quiet()
     try:
         run_trainer(arguments) if command in TRAINER_COMMANDS else FUNCTIONS[command][1](arguments[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArgumentError) as error:
         if os.environ.get("GRMLIGHT_TRACEBACK"):
             raise
-        sys.exit(f"grmlight {command}: {error} (GRMLIGHT_TRACEBACK=1 shows where)")
+        sys.exit(f"grmlight {command}: {one_line(error)} (GRMLIGHT_TRACEBACK=1 shows where)")
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks, and without the branches of a union that were tried in vain."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    noise = ("Subtypes:", "Errors:", "Given value", "Does not validate", "- Expected a <class 'NoneType'>")
+    return " ".join(line for line in lines if line and not line.startswith(noise))
+
+
+def _quiet() -> None:
+    """Leave out what frameworks say about themselves."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.callbacks.model_checkpoint"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith("\N{ELECTRIC LIGHT BULB}"))

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.run_report import run_directory
-from grmlight.models import RewardModel
+from grmlight.models import RewardModel, gather
 
 MODEL_FOLDER = "model"
 OPTIONS_FILE = "grmlight.json"
@@ -29,10 +29,14 @@ class SaveModel(Callback):
         """After the last step."""
         directory = run_directory(trainer)
         model: Any = pl_module.model
-        if directory is None or not trainer.is_global_zero or not isinstance(model, RewardModel):
+        if directory is None or not isinstance(model, RewardModel) or (whole := gather(model)) is None:
+            return
+        if not trainer.is_global_zero:
             return
         datamodule: Any = getattr(trainer, "datamodule", None)
-        save_model(model, directory / MODEL_FOLDER, datamodule.tokenizer, datamodule.options)
+        if datamodule is None:
+            return
+        save_model(whole, directory / MODEL_FOLDER, datamodule.tokenizer, datamodule.options)
         print(f"model: {directory / MODEL_FOLDER}")
         print(f"score with it: grmlight score {directory / MODEL_FOLDER} PAIRS.jsonl --out scores.jsonl")
 

@@ -11,7 +11,7 @@ from grmlight import losses
 from grmlight.data.batch import GroupBatch
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
-from grmlight.models import BackboneConfig, HeadConfig, Outputs, Packing, RewardModel, Signal
+from grmlight.models import BackboneConfig, HeadConfig, Outputs, Packing, RewardModel, Signal, shard
 from grmlight.module import GroupModule, Schedule, default_optimizer
 
 
@@ -68,6 +68,8 @@ class RewardModule(GroupModule):
             seed=self.seed,
         )
         model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
+        if self.device_mesh is not None:
+            shard(model, self.device_mesh["data_parallel"])
         self.model = model
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:

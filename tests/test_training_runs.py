@@ -51,8 +51,9 @@ def largest_difference(left, right):
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-def test_two_processes_give_the_losses_and_weights_of_one(material, alone, tmp_path):
-    run(tmp_path, material, "--devices", "2", cache=tmp_path)
+@pytest.mark.parametrize("strategy", [[], ["--fsdp"]], ids=["ddp", "fsdp2"])
+def test_two_processes_give_the_losses_and_weights_of_one(strategy, material, alone, tmp_path):
+    run(tmp_path, material, "--devices", "2", *strategy, cache=tmp_path)
     one, two = losses(alone), losses(tmp_path)
     assert len(one) == 24
     assert one.keys() == two.keys()

@@ -16,11 +16,11 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 
 from grmlight import PairDataModule, PrepareOptions, RewardModule
-from grmlight.models import BackboneConfig, HeadConfig
+from grmlight.models import BackboneConfig, HeadConfig, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
 
 TINY = {
@@ -56,8 +56,8 @@ class Recorder(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_end(self, trainer, pl_module):
-        if trainer.is_global_zero:
-            save_file(dict(pl_module.model.state_dict()), self.out / "weights.safetensors")
+        if (whole := gather(pl_module.model)) is not None and trainer.is_global_zero:
+            save_file(dict(whole.state_dict()), self.out / "weights.safetensors")
 
 
 class StepLogger(CSVLogger):
@@ -77,6 +77,12 @@ class StepLogger(CSVLogger):
         return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
+def strategy(given: argparse.Namespace):
+    if given.fsdp:
+        return ModelParallelStrategy(given.devices, 1, process_group_backend="gloo")
+    return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
@@ -87,6 +93,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--mean", action="store_true")
+    parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--kill_at", type=int, default=-1)
     parser.add_argument("--resume", default=None)
     given = parser.parse_args()
@@ -105,7 +112,7 @@ def main() -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=given.devices,
-        strategy=DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto",
+        strategy=strategy(given),
         accumulate_grad_batches=given.accumulate,
         max_epochs=given.epochs,
         gradient_clip_val=1.0,

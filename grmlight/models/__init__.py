@@ -16,6 +16,8 @@ from grmlight.models.logprobs import token_logps as token_logps
 from grmlight.models.modes import evaluating as evaluating
 from grmlight.models.outputs import Outputs as Outputs
 from grmlight.models.outputs import Signal as Signal
+from grmlight.models.parallel import gather as gather
+from grmlight.models.parallel import shard as shard
 from grmlight.models.reward_model import Packing as Packing
 from grmlight.models.reward_model import RewardModel as RewardModel
 from grmlight.models.scorer import Scorer as Scorer

@@ -38,7 +38,7 @@ def feedback(a, b, rating_a, rating_b, source="x"):
             [[assistant("a"), user("r"), assistant("c")], [assistant("b")]],
         ),
         (
-            {"chosen": "The sky is blue.", "rejected": "The sky is blond."},
+            {"chosen": "The sky is blue.", "rejected": "The sky is red."},
             "",
             ["The sky is blue.", "The sky is blond."],
         ),

@@ -1,0 +1,55 @@
+"""Sharding a reward model over ranks (FSDP2), and gathering it again. Parallelism stays outside the model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from grmlight.models.reward_model import RewardModel
+
+
+def shard(model: RewardModel, mesh: DeviceMesh) -> None:
+    """Shard each decoder layer, the reward head, and the rest, in place.
+
+    On GPUs the layers compute in bf16 over float32 masters and reduce gradients in float32; the head stays in float32.
+
+    Args:
+        model: on the CPU or on each rank's own device.
+        mesh: the data-parallel mesh, of one axis.
+    """
+    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = bf16 if mesh.device_type == "cuda" else MixedPrecisionPolicy()
+    for lm in (model.lm, model.reference):
+        for layer in [] if lm is None else decoder_layers(lm):
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model.head, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
+    """The list of a decoder's layers, whatever the architecture calls it."""
+    count = lm.config.get_text_config(decoder=True).num_hidden_layers
+    lists = (module for module in lm.get_decoder().modules() if isinstance(module, nn.ModuleList))
+    return next(modules for modules in lists if len(modules) == count)
+
+
+def gather(model: RewardModel) -> RewardModel | None:
+    """A whole copy of a sharded model on rank 0 and None on the others; a model that is not sharded, as it is.
+
+    Call it on every rank.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if torch.distributed.get_rank() != 0:
+        return None
+    backbone = dataclasses.replace(model.backbone_config, pretrained=False, gradient_checkpointing=False)
+    whole = RewardModel(backbone, model.head_config, packing="auto" if model.packed else "never")
+    whole.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("reference.")})
+    return whole

@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-all check wheel clean
+.PHONY: help setup setup-dev demo check pytest test test-all wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,8 +48,10 @@ check: setup-dev ## formatting, linters, types, Rust tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m mypy.stubtest grmlight._data_rs
 
-test: check ## every check and the tests that are not slow
+pytest: setup-dev ## the Python tests that are not slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test: check pytest ## every check and the tests that are not slow
 
 test-all: check ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow or not slow'

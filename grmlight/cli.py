@@ -14,7 +14,8 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.options import PrepareOptions
@@ -36,6 +37,11 @@ TRAINER_COMMANDS = {
 
 class CommandLine(LightningCLI):
     """Lightning's command line with the project's base classes and the callbacks that every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Checkpoints have a key of their own, so that `trainer.callbacks` holds regularizers and can be replaced."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True})
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint brings weights and state, YAML and flags bring the settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -11,7 +12,7 @@ from grmlight import losses
 from grmlight.data.batch import GroupBatch
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
-from grmlight.models import BackboneConfig, HeadConfig, Outputs, Packing, RewardModel, Signal, shard
+from grmlight.models import BackboneConfig, HeadConfig, Outputs, Packing, RewardModel, Signal, shard, training_memory
 from grmlight.module import GroupModule, Schedule, default_optimizer
 
 
@@ -84,7 +85,9 @@ class RewardModule(GroupModule):
         return batch.mean_by_group(batch.weight_C * loss_C)
 
     def setup(self, stage: str) -> None:
-        """Make the metrics of this stage's evaluation sets."""
+        """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
+        if stage == "fit" and self.model is None:
+            rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
         datamodule = getattr(self.trainer, "datamodule", None)
         for name in ("val", "test"):
             sets = list(getattr(datamodule, f"{name}_sources", {}) or {name: ""})

@@ -13,6 +13,8 @@ from grmlight.models.heads import HeadConfig as HeadConfig
 from grmlight.models.heads import RewardHead as RewardHead
 from grmlight.models.logprobs import LogitTransform as LogitTransform
 from grmlight.models.logprobs import token_logps as token_logps
+from grmlight.models.memory import TrainingMemory as TrainingMemory
+from grmlight.models.memory import training_memory as training_memory
 from grmlight.models.modes import evaluating as evaluating
 from grmlight.models.outputs import Outputs as Outputs
 from grmlight.models.outputs import Signal as Signal

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from grmlight.data.datamodule import PairDataModule
+from grmlight.data.files import write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
 from grmlight.evaluation.learning_curve import LearningCurve
@@ -47,8 +48,18 @@ class CommandLine(LightningCLI):
         """Leave the configuration alone: a checkpoint brings weights and state, YAML and flags bring the settings."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Let all loggers of a run write to one directory."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Let all loggers of a run write to one directory.
+
+        Errors: ValueError for two callbacks of one kind and name.
+        """
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except RuntimeError as error:
+            if found := re.search(r"more than one stateful callback of type `(\w+)`", str(error)):
+                raise ValueError(
+                    f"two callbacks are a {found[1]} of one name; give one of them another `name`"
+                ) from error
+            raise
         numbered: list[Any] = [logger for logger in trainer.loggers if isinstance(logger.version, int)]
         for logger in numbered:
             logger._version = max(each.version for each in numbered)
@@ -84,7 +95,7 @@ def run_prepare(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     options = PrepareOptions(**{name: given[name] for name in PrepareOptions.__dataclass_fields__})
     found = prepare(given.file, given.tokenizer, options, given.out)
-    (given.out / "report.json").write_text(json.dumps(found.report, indent=2) + "\n", encoding="utf-8")
+    write_json(given.out / "report.json", found.report)
     print(describe_report("prepared", {"source": given.file} | found.report))
     print(f"store: {given.out}, report: {given.out / 'report.json'}")
 

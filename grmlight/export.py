@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from grmlight.data.files import write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.run_report import run_directory
@@ -47,7 +48,7 @@ def save_model(model: RewardModel, directory: Path, tokenizer: str, options: Pre
     kept = dataclasses.asdict(options)
     for name in ("stride", "offset", "limit", "flip", "flip_seed", "chat_template"):
         kept.pop(name)
-    (directory / OPTIONS_FILE).write_text(json.dumps({"prepare": kept}, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / OPTIONS_FILE, {"prepare": kept})
 
 
 def model_folder(path: Path) -> Path:

@@ -7,12 +7,25 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MetricCollection
+from transformers import PretrainedConfig
 
 from grmlight import losses
 from grmlight.data.batch import GroupBatch
+from grmlight.data.datamodule import PairDataModule
+from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
-from grmlight.models import BackboneConfig, HeadConfig, Outputs, Packing, RewardModel, Signal, shard, training_memory
+from grmlight.models import (
+    BackboneConfig,
+    HeadConfig,
+    Outputs,
+    Packing,
+    RewardModel,
+    Signal,
+    read_config,
+    shard,
+    training_memory,
+)
 from grmlight.module import GroupModule, Schedule, default_optimizer
 
 
@@ -58,9 +71,13 @@ class RewardModule(GroupModule):
         self.set_metrics: dict[str, list[MetricCollection]] = {}
 
     def configure_model(self) -> None:
-        """Build the model once, with just what the regularizers of this run need."""
+        """Build the model once, with just what the regularizers of this run need.
+
+        Errors: ValueError if the data does not fit the model's vocabulary or positions.
+        """
         if self.model is not None:
             return
+        _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))
         model = RewardModel(
             self.backbone,
             self.head,
@@ -120,6 +137,26 @@ class RewardModule(GroupModule):
     def predict_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
         """The rewards of each pair, by row."""
         return predictions(self(batch).rewards_N, batch)
+
+
+def _check_fit(config: PretrainedConfig, datamodule: PairDataModule | None) -> None:
+    """Compare the tokenizer's vocabulary and the longest pair with the model's, before it is built."""
+    if datamodule is None:
+        return
+    text = config.get_text_config(decoder=True)
+    tokens = len(load_tokenizer(datamodule.tokenizer))
+    if tokens > text.vocab_size:
+        raise ValueError(
+            f"tokenizer {datamodule.tokenizer!r} has {tokens} tokens and the backbone's vocabulary {text.vocab_size}; "
+            "use the backbone's own tokenizer"
+        )
+    positions = getattr(text, "max_position_embeddings", None)
+    for prepared in datamodule.prepared.values():
+        if positions is not None and (longest := prepared.report["max_tokens"]) > positions:
+            raise ValueError(
+                f"{prepared.source} holds a pair of {longest} tokens and the backbone has {positions} positions; "
+                f"set data.init_args.prepare.max_length to {positions} or less"
+            )
 
 
 def _prefix(stage: str, name: str) -> str:

@@ -35,6 +35,16 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Where the shared data is required, a test that needs it and is skipped has failed."""
+    report = yield
+    if report.skipped and os.environ.get("GRMLIGHT_REQUIRE_SHARED_DATA") and item.get_closest_marker("shared_data"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} needs the shared data, which is required, and was skipped"
+    return report
+
+
 @pytest.fixture(scope="session")
 def byte_tokenizer(tmp_path_factory) -> Path:
     """A folder with a byte-level tokenizer of 300 tokens and a chat template."""

@@ -67,7 +67,8 @@ def test_a_run_leaves_model_reports_logs_and_a_picture(trained):
     assert {"model", "data.json", "results.json", "metrics.csv", "learning_curve.png", "config.yaml"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert [path.name for path in (trained[0] / "runs/grm").iterdir()] == ["version_0"]
-    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert {"train/loss", "train/preference", "train/text_generation", "val/id/accuracy"} <= rows[0].keys()
 
 
@@ -139,6 +140,7 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
         (["fit", *QUICK, "--data.init_args.pairs=many"], "pairs"),
         (["fit", *QUICK, "--model.init_args.backbone=no/such/folder"], "no directory"),
         (["fit", *QUICK, "--model.init_args.label_smoothing=0.7"], "label_smoothing"),
+        (["fit", *QUICK, "--config", "twice.yaml"], "two callbacks are a TextGeneration of one name"),
         (["score", "nowhere", "pairs.jsonl", "--out", "x"], "holds no model"),
         (["prepare", "missing.jsonl", "--tokenizer", "TOKENIZER", "--out", "store"], "missing.jsonl"),
         (["prepare", "columns.jsonl", "--tokenizer", "TOKENIZER", "--out", "store"], "question"),
@@ -147,6 +149,8 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
 )
 def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tokenizer, tmp_path):
     (tmp_path / "columns.jsonl").write_text('{"question": "why", "answer": "so"}\n')
+    twice = "trainer:\n  callbacks+:\n    - class_path: grmlight.regularizers.TextGeneration\n"
+    (tmp_path / "twice.yaml").write_text(twice)
     arguments = [str(byte_tokenizer) if argument == "TOKENIZER" else argument for argument in arguments]
     process = subprocess.run(
         [sys.executable, "-m", "grmlight", *arguments],

@@ -92,7 +92,7 @@ class PairDataModule(L.LightningDataModule):
         sources = self.sources(stage)
         self.tokenizer = trained_tokenizer(self.tokenizer, self.train or "", cache_directory() / "tokenizers")
         for name, source in sources.items():
-            if name not in self.prepared:
+            if name not in self.prepared or self.prepared[name].source != source:
                 options = self.options if name == "train" else evaluation_options(self.options)
                 self.prepared[name] = prepare(source, self.tokenizer, options)
 
@@ -135,4 +135,7 @@ def evaluation_options(options: PrepareOptions) -> PrepareOptions:
 def _named(sources: Sources, default: str) -> dict[str, str]:
     if not sources:
         return {}
-    return {default: sources} if isinstance(sources, str) else dict(sources)
+    named = {default: sources} if isinstance(sources, str) else dict(sources)
+    if "train" in named:
+        raise ValueError(f"data.init_args.{default}: a set may not be named 'train'; give it another name")
+    return named

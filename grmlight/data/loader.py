@@ -68,14 +68,17 @@ class GroupLoader:
         return epoch_order(len(self.store), self.seed, epoch)
 
     def _advance(self, step: int) -> None:
-        """Count a step as done; the epoch rolls over with its last one."""
-        self._steps = step + 1
-        if self._steps == self.steps_per_epoch:
-            self._epoch, self._steps = self._epoch + 1, 0
+        """Called when a step is done. An evaluation begins at the beginning again, wherever the last one stopped."""
 
 
 class TrainingLoader(GroupLoader):
     """A GroupLoader that a checkpoint resumes: {epoch, steps done, pairs_per_step}, equal on every rank."""
+
+    def _advance(self, step: int) -> None:
+        """Count a step as done; the epoch rolls over with its last one."""
+        self._steps = step + 1
+        if self._steps == self.steps_per_epoch:
+            self._epoch, self._steps = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, at the boundary of a step."""

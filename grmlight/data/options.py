@@ -51,5 +51,7 @@ class PrepareOptions:
         for name in ("max_length", "stride", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.offset < 0:
+            raise ValueError(f"offset must be at least 0, got {self.offset}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is a fraction between 0 and 1, got {self.flip}")

@@ -86,7 +86,7 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
     renderer = Renderer(tokenizer, options.text_rows, options.paper_mask)
     writer = StoreWriter(str(target), tokenizer.backend_tokenizer.to_str(), _write_options(renderer, options))
     last = len(pairs) if options.limit is None else min(options.offset + options.limit, len(pairs))
-    _append_all(writer, pairs, renderer, range(options.offset, last), source)
+    _append_all(writer, pairs, renderer, range(min(options.offset, last), last), source)
     report = json.loads(
         writer.finish(
             {"identity": identity, "source": source, "tokenizer": tokenizer.name_or_path}
@@ -101,7 +101,8 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
 
 def _append_all(writer: StoreWriter, pairs: Pairs, renderer: Renderer, groups: range, source: str) -> None:
     with tqdm(total=len(groups), desc=f"preparing {Path(source).name}", unit=" pairs", delay=2) as bar:
-        for start in groups[::_CHUNK]:
+        # Without any group the writer still hears of the rows, and why they are not used.
+        for start in groups[::_CHUNK] or [groups.start]:
             stop = min(start + _CHUNK, groups.stop)
             texts, boundaries = [], []
             for index in range(start, stop):

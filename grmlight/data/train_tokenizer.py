@@ -26,13 +26,15 @@ _TEMPORARY = ".grmlight-tokenizer-"
 def trained_tokenizer(name: str, source: str, cache: Path) -> str:
     """The folder of a tokenizer for `train:SIZE`, trained on a source the first time; other names stay as they are.
 
-    Errors: ValueError if SIZE is no number of at least 300 (256 bytes and the special tokens).
+    Errors: ValueError if SIZE is no number of at least 300 (256 bytes and the special tokens), or without a source.
     """
     if not name.startswith(TRAIN):
         return name
     size = name.removeprefix(TRAIN)
-    if not size.isdigit() or int(size) < 300:
+    if not size.isdecimal() or int(size) < 300:
         raise ValueError(f"tokenizer {name!r}: write train:SIZE with a SIZE of at least 300, as in train:4096")
+    if not source:
+        raise ValueError(f"tokenizer {name!r} is trained on the training pairs; set data.init_args.train to them")
     target = cache / f"{fingerprint(source)[:32]}-{size}"
     if not target.exists():
         _train(source, int(size), target)

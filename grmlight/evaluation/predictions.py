@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,12 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
+from grmlight.data.files import write_whole
 from grmlight.evaluation.run_report import run_directory
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The rewards of one pair.
+class Prediction(NamedTuple):
+    """The rewards of one pair; a tuple, since Lightning takes no frozen dataclass from `predict_step`.
 
     Attributes:
         row: row of the input, from 1.
@@ -51,13 +50,12 @@ def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, st
     The file appears whole or not at all. Returns the number of pairs.
     """
     ordered = sorted(found, key=lambda prediction: prediction.row)
-    temporary = path.with_name(f".{path.name}.grmlight-tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for each in ordered:
-            record = {"row": each.row, "id": ids.get(each.row, str(each.row))}
-            record |= {"chosen": each.chosen, "rejected": each.rejected, "margin": each.margin}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    lines = []
+    for each in ordered:
+        record = {"row": each.row, "id": ids.get(each.row, str(each.row))}
+        record |= {"chosen": each.chosen, "rejected": each.rejected, "margin": each.margin}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_whole(path, "".join(lines))
     return len(ordered)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.metrics import wilson_interval
 
@@ -28,7 +28,7 @@ class RunReport(Callback):
             return
         reports = {name: {"source": each.source} | each.report for name, each in prepared.items()}
         if directory is not None:
-            _write_json(directory / "data.json", reports)
+            write_json(directory / "data.json", reports)
         for name, report in reports.items():
             print(describe_report(name, report))
 
@@ -50,7 +50,7 @@ class RunReport(Callback):
         if not trainer.is_global_zero or not (results := evaluation_results(trainer, stage)):
             return
         if directory is not None:
-            _write_json(directory / "results.json", results)
+            write_json(directory / "results.json", results)
         print(describe_results(results))
 
 
@@ -107,9 +107,3 @@ def describe_results(results: dict[str, dict[str, float]]) -> str:
         + f"  {r['pairs']:.0f} pairs"
         for name, r in results.items()
     )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.grmlight-tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

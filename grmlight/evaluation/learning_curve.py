@@ -52,6 +52,7 @@ def read_series(path: Path) -> Series:
 def plot_learning_curve(series: Series) -> Figure:
     """Two panels over optimizer steps: the terms of the training loss, and accuracy by set."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -61,7 +62,10 @@ def plot_learning_curve(series: Series) -> Figure:
             accuracy.plot(steps, values, label=name.removesuffix("/accuracy"), marker=".")
         elif name.startswith("train/") and not name.endswith(("weight", "learning_rate")):
             loss.plot(steps, values, label=name.removeprefix("train/"))
-    loss.set(xlabel="optimizer step", ylabel="training loss, unweighted terms", yscale="symlog")
+    loss.set(xlabel="optimizer step", ylabel="training loss, unweighted terms", yscale="log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(NullFormatter())
     accuracy.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0.3, 1.0))
     for panel in (loss, accuracy):
         panel.grid(alpha=0.3)

@@ -26,6 +26,7 @@ from grmlight.evaluation.predictions import PredictionWriter
 from grmlight.evaluation.run_report import RunReport, describe_report
 from grmlight.export import SaveModel
 from grmlight.module import GroupModule
+from grmlight.resume import check_checkpoint
 from grmlight.scoring import score
 
 TRAINER_COMMANDS = {
@@ -43,6 +44,12 @@ class CommandLine(LightningCLI):
         """Checkpoints have a key of their own, so that `trainer.callbacks` holds regularizers and can be replaced."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True})
+
+    def before_instantiate_classes(self) -> None:
+        """Read a checkpoint before anything is built or written."""
+        given = self.config[self.subcommand] if self.subcommand else self.config
+        if path := given.get("ckpt_path"):
+            check_checkpoint(str(path), training=self.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint brings weights and state, YAML and flags bring the settings."""
@@ -148,8 +155,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks, and without the branches of a union that were tried in vain."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    noise = ("Subtypes:", "Errors:", "Given value", "Does not validate", "- Expected a <class 'NoneType'>")
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    lines = dict.fromkeys(line.strip() for line in str(error).splitlines())
+    noise = (
+        "Subtypes:",
+        "Errors:",
+        "Given value",
+        "Does not validate",
+        "- Expected a <class 'NoneType'>",
+        "Not a valid subclass",
+    )
     return " ".join(line for line in lines if line and not line.startswith(noise))
 
 

@@ -67,4 +67,7 @@ def load_options(directory: Path) -> PrepareOptions:
     path = directory / OPTIONS_FILE
     if not path.exists():
         return PrepareOptions()
-    return PrepareOptions(**json.loads(path.read_text(encoding="utf-8"))["prepare"])
+    try:
+        return PrepareOptions(**json.loads(path.read_text(encoding="utf-8"))["prepare"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as preparation options ({error}); copy the model again") from error

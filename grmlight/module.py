@@ -19,12 +19,15 @@ import lightning.pytorch as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
+from grmlight.meter import Meter
 from grmlight.models.outputs import Outputs, Signal
-from grmlight.objective import Objective, Penalty, objective
-from grmlight.regularizers.base import Regularizer
+from grmlight.objective import Objective, Penalty, check_convex, objective
+from grmlight.regularizers.base import Ramp, Regularizer
+from grmlight.resume import count_packs
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -62,9 +65,9 @@ class GroupModule(L.LightningModule):
         self.seed = seed
         self.model = None
         self._regularizers: list[Regularizer] = []
-        self._meter: dict[str, Tensor] = {}
-        self._steps_metered = 0
-        self._loader_state: dict[str, Any] | None = None
+        self._entering: set[str] = set()
+        self.meter = Meter()
+        self._resumed: dict[str, Any] = {}
 
     @abstractmethod
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
@@ -80,11 +83,17 @@ class GroupModule(L.LightningModule):
                 f"two terms of the loss are named {regularizer.name!r}; give one of the regularizers another `name`"
             )
         self._regularizers.append(regularizer)
+        if regularizer.active:
+            self._entering.add(regularizer.name)
+        if regularizer.active and not regularizer.per_group:
+            rank_zero_info(
+                f"{regularizer.name} is a penalty of whole packs: it is not exact, but depends on how steps are cut"
+            )
 
     @property
     def regularizers(self) -> list[Regularizer]:
-        """The regularizers that enter the loss, in the order of the callbacks."""
-        return [regularizer for regularizer in self._regularizers if regularizer.active]
+        """The regularizers that enter the loss, in the order of the callbacks; settled before the model is built."""
+        return [regularizer for regularizer in self._regularizers if regularizer.name in self._entering]
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -98,59 +107,62 @@ class GroupModule(L.LightningModule):
 
     def objective(self, outputs: Outputs, batch: GroupBatch) -> Objective:
         """The loss of a pack and its terms, at the weights of the current step."""
-        penalties = {
-            regularizer.name: Penalty(
-                regularizer.penalty(outputs, batch),
-                regularizer.weight_at(self.global_step),
-                regularizer.mixing == "convex",
-            )
-            for regularizer in self.regularizers
-        }
+        penalties = {}
+        for each in self.regularizers:
+            values = each.penalty(outputs, batch)
+            expected = (batch.groups,) if each.per_group else ()
+            if values.shape != expected:
+                raise ValueError(
+                    f"{each.name}: penalty returned shape {tuple(values.shape)}, expected {expected}: one value a "
+                    "group, or a single one where per_group is False"
+                )
+            penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
         return objective(self.preference(outputs, batch), penalties, batch)
 
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """The loss of one pack, scaled so that Lightning's and the strategy's means give the step's (contract 4)."""
+        if batch.packs != self.trainer.accumulate_grad_batches:
+            raise ValueError("accumulate_grad_batches changed during the run; drop the callback that schedules it")
         torch.manual_seed(_mix(self.seed, self.global_step, batch.micro_batch, self.global_rank))
         outputs = self(batch, self.signals)
         result = self.objective(outputs, batch)
-        self._record({"loss": result.loss.detach(), **result.terms, **self.training_figures(outputs, batch)})
+        self.meter.add({"loss": result.loss.detach(), **result.terms, **self.training_figures(outputs, batch)})
         return result.loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def training_figures(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Tensor]:
         """Further figures of a pack to log; they are summed over the packs and ranks of a step."""
         difference_C = outputs.rewards_N[batch.better_C] - outputs.rewards_N[batch.worse_C]
-        right_G = batch.mean_by_group((difference_C.detach().sign() + 1) / 2)
+        right_G = batch.mean_by_group((difference_C.detach().sign() * (batch.label_C - 0.5).sign() + 1) / 2)
         return {"accuracy": (right_G * batch.count_G).sum() / batch.groups_in_step}
 
-    def _record(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._meter[name] = self._meter[name] + value if name in self._meter else value
-
     def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
-        """At the end of a step: count it, and flush the meter when it is time."""
-        if batch.micro_batch + 1 < self.trainer.accumulate_grad_batches:
-            return
-        self._steps_metered += 1
-        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
-        if self.global_step % every == 0 or self.trainer.is_last_batch:
-            self._flush()
+        """At the end of a step, log if it is time."""
+        if batch.micro_batch + 1 == self.trainer.accumulate_grad_batches and self.global_step % self._log_every == 0:
+            self._log_training()
 
-    def _flush(self) -> None:
-        """Reduce the metered terms over ranks, check them, and hand them to the loggers and the progress bar."""
-        names = list(self._meter)
-        totals = torch.stack([self._meter[name].float() for name in names]) / self._steps_metered
-        values = dict(zip(names, self.trainer.strategy.reduce(totals, reduce_op="sum").tolist(), strict=True))
-        self._meter, self._steps_metered = {}, 0
-        if bad := [name for name, value in values.items() if not math.isfinite(value)]:
-            raise ValueError(f"at step {self.global_step} these terms are not finite: {', '.join(bad)}")
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        figures = {f"train/{name}": value for name, value in values.items()} | {"train/learning_rate": rate}
+    def on_train_end(self) -> None:
+        """Log the steps that are left over."""
+        if self.global_step > self.meter.since:
+            self._log_training()
+
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+
+    def _log_training(self) -> None:
+        """Hand the meter's means to the loggers and the progress bar."""
+        figures = {f"train/{name}": mean for name, mean in self.meter.flush(self.global_step, self._reduce).items()}
+        figures["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for regularizer in self.regularizers:
             figures[f"train/{regularizer.name}_weight"] = regularizer.weight_at(max(self.global_step - 1, 0))
         for logger in self.loggers:
             logger.log_metrics(figures, step=self.global_step)
-        shown = {"train/loss", "train/accuracy"}
-        self.log_dict({k: v for k, v in figures.items() if k in shown}, prog_bar=True, logger=False, batch_size=1)
+        shown = {f"train/{name}": figures[f"train/{name}"] for name in ("loss", "accuracy")}
+        self.trainer.progress_bar_metrics.update(shown)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in shown.items()})
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, with warm-up and schedule counted in optimizer steps."""
@@ -161,29 +173,46 @@ class GroupModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the meter; terms that are not finite are an error, so the last finite checkpoint stays."""
+        checkpoint["grmlight_meter"] = self.meter.state(self.global_step, self._reduce)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loader's state, and count batches as steps x the current accumulation, which cuts steps right."""
-        fit_loop = checkpoint["loops"]["fit_loop"]
-        self._loader_state = next(iter(fit_loop["state_dict"].get("combined_loader", [])), None)
-        steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"][
-            "completed"
-        ]
-        progress = fit_loop["epoch_loop.batch_progress"]
-        shift = steps * self.trainer.accumulate_grad_batches - progress["current"]["ready"]
-        for name in ("ready", "started", "processed", "completed"):
-            progress["current"][name] += shift
-            progress["total"][name] += shift
+        """Keep the states of loader and meter for the start of training, and let steps be cut right."""
+        loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+        self._resumed = {"loader": next(iter(loader_states), None), "meter": checkpoint.get("grmlight_meter")}
+        count_packs(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As usual, with a one-line ValueError for the weights of another model."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint is of another model: {' '.join(str(error).split())[:300]}") from error
 
     def on_train_start(self) -> None:
-        """Put the loader where the checkpoint left it.
+        """Put the loader and the meter where the checkpoint left them.
 
         Lightning restores loaders too, but not if they exist before its loops are restored, and counting the steps of
         the learning-rate schedule makes them exist.
+
+        Errors: ValueError if the checkpoint was written on other data, or if convex weights will exceed 1.
         """
-        if self._loader_state is not None:
-            loader: Any = self.trainer.train_dataloader
-            loader.load_state_dict(self._loader_state)
-            self._loader_state = None
+        self._check_weights()
+        loader: Any = self.trainer.train_dataloader
+        if self._resumed.get("loader") is not None:
+            loader.load_state_dict(self._resumed["loader"])
+        if (meter := self._resumed.get("meter")) is not None:
+            self.meter.load(meter, self.trainer.is_global_zero, self.device)
+            if self.global_step > self.meter.since and self.global_step % self._log_every == 0:
+                self._log_training()
+        self._resumed = {}
+
+    def _check_weights(self) -> None:
+        """Convex weights change in straight lines, so their sum is largest where a ramp begins or ends."""
+        convex = [regularizer for regularizer in self.regularizers if regularizer.mixing == "convex"]
+        for step in {0, *(each.weight.steps for each in convex if isinstance(each.weight, Ramp))}:
+            check_convex({regularizer.name: regularizer.weight_at(step) for regularizer in convex})
 
 
 def _learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Any:

@@ -53,8 +53,7 @@ def objective(preference_G: Float[Tensor, " G"], penalties: Mapping[str, Penalty
     Errors: ValueError if the convex weights sum to more than 1, naming them.
     """
     convex = {name: penalty.weight for name, penalty in penalties.items() if penalty.convex}
-    if sum(convex.values()) > 1:
-        raise ValueError(f"convex weights sum to {sum(convex.values()):g}, above 1: {convex}; lower one of them")
+    check_convex(convex)
     terms = {"preference": _reduce(preference_G, batch.count_G, batch)}
     weight_G = batch.count_G * batch.mean_by_group(batch.weight_C)
     loss = (1 - sum(convex.values())) * terms["preference"]
@@ -62,6 +61,15 @@ def objective(preference_G: Float[Tensor, " G"], penalties: Mapping[str, Penalty
         terms[name] = _reduce(penalty.values, weight_G if penalty.values.dim() else batch.count_G, batch)
         loss = loss + penalty.weight * terms[name]
     return Objective(loss, {name: value.detach() for name, value in terms.items()})
+
+
+def check_convex(weights: Mapping[str, float]) -> None:
+    """Refuse convex weights that would leave the preference loss less than nothing.
+
+    Errors: ValueError that names them.
+    """
+    if (total := sum(weights.values())) > 1:
+        raise ValueError(f"convex weights sum to {total:g}, above 1: {dict(weights)}; lower one of them")
 
 
 def _reduce(values: Tensor, factor_G: Tensor, batch: GroupBatch) -> Tensor:

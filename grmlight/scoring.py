@@ -29,6 +29,10 @@ def score(model: Path, source: str, out: Path, pairs_per_batch: int = 64) -> Pre
 
     Errors: ValueError in one line for a missing model or unusable input.
     """
+    if pairs_per_batch < 1:
+        raise ValueError(f"pairs_per_batch must be at least 1, got {pairs_per_batch}")
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; name a file for the scores")
     folder = model_folder(model)
     if not out.parent.is_dir():
         raise ValueError(f"{out}: its folder {out.parent} does not exist; make it first")

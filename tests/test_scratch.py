@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)
-MINUTES = 4
+LIMIT = 240
+"""Seconds a run may take."""
 
 pytestmark = pytest.mark.shared_data
 
@@ -34,8 +36,14 @@ def politeness(shared_data, folder):
     return folder / "train.jsonl", folder / "test.jsonl"
 
 
+def core_seconds():
+    """Processor time of all finished processes that were started here."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def train(files, folder, seed):
-    """One run; its results on the test file and the seconds it took."""
+    """One run, its time checked; its results on the test file."""
     command = [sys.executable, "-m", "grmlight", "fit"]
     command += ["--config", REPOSITORY / "configs/grm.yaml", "--config", REPOSITORY / "configs/scratch.yaml"]
     command += [f"--data.init_args.train={files[0]}", f"--data.init_args.val={files[1]}"]
@@ -44,17 +52,19 @@ def train(files, folder, seed):
     environment = os.environ | {"GRMLIGHT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "2"}
     place = folder / f"seed-{seed}"
     place.mkdir()
-    start = time.monotonic()
+    wall, cores = time.monotonic(), core_seconds()
     done = subprocess.run(
-        list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=60 * MINUTES
+        list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=3 * LIMIT
     )
-    seconds = time.monotonic() - start
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    wall, cores = time.monotonic() - wall, core_seconds() - cores
+    # What needs so little of a processor is done in time wherever two cores are free; here they may not be.
+    assert min(wall, cores) < LIMIT, (wall, cores)
     results = json.loads((place / "runs/scratch/version_0/results.json").read_text())["val"]
     for ruler, label in (("longer_wins", "longer wins"), ("bag_of_words", "bag of words")):
         assert 0 <= results[ruler] <= 1
         assert f"{label} {results[ruler]:.3f}" in done.stdout
-    print(f"{files[1].name} seed {seed}: {seconds:.0f} s, {results}")
+    print(f"{files[1].name} seed {seed}: {wall:.0f} s, {cores:.0f} s of a core, {results}")
     return results
 
 
@@ -63,7 +73,7 @@ def test_politeness_is_learned(shared_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(len(SEEDS) * MINUTES * 60)
+@pytest.mark.timeout(len(SEEDS) * 3 * LIMIT)
 @pytest.mark.parametrize(("files", "least"), [(truthfulqa, 0.70), (politeness, 0.85)], ids=["truthfulqa", "politeness"])
 def test_held_out_accuracy_in_the_mean_of_three_seeds(files, least, shared_data, tmp_path):
     found = files(shared_data, tmp_path)

@@ -120,7 +120,7 @@ impl Encoder {
             return Err(Reason::OverLength);
         }
         for response in &mut responses {
-            let kept = usize::from(response.tokens.first().is_some_and(|id| self.special.contains(id)));
+            let kept = self.leading_specials(&response.tokens);
             if kept + cut > response.start {
                 return Err(Reason::OverLength);
             }
@@ -128,6 +128,14 @@ impl Encoder {
             response.start -= cut;
         }
         if any_equal(&responses) { Err(Reason::IdenticalAfterTruncation) } else { Ok(responses) }
+    }
+
+    /// How often the first token stands at the front, if it is a special one: a BOS, or the doubled BOS of the authors.
+    fn leading_specials(&self, tokens: &[i32]) -> usize {
+        match tokens.first() {
+            Some(first) if self.special.contains(first) => tokens.iter().take_while(|&token| token == first).count(),
+            _ => 0,
+        }
     }
 }
 

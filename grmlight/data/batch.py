@@ -65,6 +65,7 @@ class GroupBatch:
         groups_in_step: groups of the whole optimizer step over all ranks and packs.
         step: optimizer step within the epoch, from 0.
         micro_batch: position of this pack within its step.
+        packs: packs of the step on each rank.
     """
 
     input_ids_T: Int[Tensor, " T"]
@@ -86,10 +87,11 @@ class GroupBatch:
     groups_in_step: int
     step: int = 0
     micro_batch: int = 0
+    packs: int = 1
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, np.ndarray], groups_in_step: int, step: int = 0, micro_batch: int = 0
+        cls, arrays: Mapping[str, np.ndarray], groups_in_step: int, step: int = 0, micro_batch: int = 0, packs: int = 1
     ) -> Self:
         """Wrap the arrays that `grmlight._data_rs.Store.pack` returns, without copying the tokens."""
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -98,7 +100,14 @@ class GroupBatch:
             prefix=tuple(tensors.pop("prefix").tolist()),
             responses=tuple(tensors.pop("responses").tolist()),
         )
-        return cls(**tensors, layout=layout, groups_in_step=groups_in_step, step=step, micro_batch=micro_batch)
+        return cls(
+            **tensors,
+            layout=layout,
+            groups_in_step=groups_in_step,
+            step=step,
+            micro_batch=micro_batch,
+            packs=packs,
+        )
 
     @property
     def groups(self) -> int:

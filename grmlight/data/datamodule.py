@@ -7,9 +7,10 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from grmlight.data.files import cache_directory
 from grmlight.data.loader import GroupLoader, TrainingLoader
 from grmlight.data.options import PrepareOptions
-from grmlight.data.prepare import Prepared, cache_directory, prepare
+from grmlight.data.prepare import Prepared, prepare
 from grmlight.data.train_tokenizer import trained_tokenizer
 
 Sources = str | dict[str, str] | None

@@ -60,7 +60,7 @@ class GroupLoader:
                 if pack + 1 == self.packs:
                     self._advance(step)
                 arrays = self.store.pack(groups[positions], counts)
-                yield GroupBatch.from_arrays(arrays, groups_in_step=len(groups), step=step, micro_batch=pack)
+                yield GroupBatch.from_arrays(arrays, len(groups), step=step, micro_batch=pack, packs=self.packs)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:
@@ -72,7 +72,7 @@ class GroupLoader:
 
 
 class TrainingLoader(GroupLoader):
-    """A GroupLoader that a checkpoint resumes: {epoch, steps done, pairs_per_step}, equal on every rank."""
+    """A GroupLoader that a checkpoint resumes: its state is equal on every rank."""
 
     def _advance(self, step: int) -> None:
         """Count a step as done; the epoch rolls over with its last one."""
@@ -81,17 +81,21 @@ class TrainingLoader(GroupLoader):
             self._epoch, self._steps = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, at the boundary of a step."""
-        return {"epoch": self._epoch, "steps": self._steps, "pairs_per_step": self.pairs_per_step}
+        """Where the loader stands, at the boundary of a step, and what its order depends on."""
+        return {"epoch": self._epoch, "steps": self._steps} | self._order_of()
+
+    def _order_of(self) -> dict[str, Any]:
+        return {"pairs_per_step": self.pairs_per_step, "seed": self.seed, "pairs": len(self.store)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
 
-        Errors: ValueError for another `pairs_per_step`, which would cut the epoch in other steps.
+        Errors: ValueError for another step size, seed or number of pairs: the epoch would have other steps.
         """
-        if state_dict["pairs_per_step"] != self.pairs_per_step:
-            raise ValueError(
-                f"the checkpoint was written with pairs_per_step={state_dict['pairs_per_step']}, "
-                f"this run has {self.pairs_per_step}; use the same, or start anew without the checkpoint"
-            )
+        for name, value in self._order_of().items():
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"the checkpoint was written with {name}={state_dict[name]}, this run has {value}; "
+                    "use the same, or start anew without the checkpoint"
+                )
         self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]

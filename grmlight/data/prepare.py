@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from grmlight._data_rs import Pairs, Store, StoreWriter, read_pairs
+from grmlight.data.files import cache_directory
 from grmlight.data.options import PrepareOptions
 from grmlight.data.render import Renderer
 from grmlight.data.source import as_json_lines, fingerprint
@@ -34,13 +35,6 @@ class Prepared:
     source: str
     store: Store
     report: dict[str, Any]
-
-
-def cache_directory() -> Path:
-    """Where stores and worlds are kept: GRMLIGHT_CACHE, or the user's cache folder."""
-    if configured := os.environ.get("GRMLIGHT_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grmlight"
 
 
 def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Path | None = None) -> Prepared:
@@ -70,10 +64,11 @@ def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Pat
 
 def _identity(source: str, tokenizer: Any, options: PrepareOptions) -> str:
     described = {
-        "format": 1,
         "source": fingerprint(source),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "template": tokenizer.chat_template,
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "version": version("grmlight"),
         "options": dataclasses.asdict(options) | {"chat_template": None},
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -95,8 +90,17 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
     )
     if report["used"] == 0:
         shutil.rmtree(target)
-        refused = {reason: len(rows) for reason, rows in report["refused"].items()}
-        raise ValueError(f"{source}: none of its {report['rows']} rows can be used; refused: {refused}")
+        raise ValueError(f"{source}: {_why_nothing(report)}")
+
+
+def _why_nothing(report: dict[str, Any]) -> str:
+    if report["rows"] == 0:
+        return "is empty; give JSON lines, one object a line"
+    refused = ", ".join(f"{len(rows)} {reason.replace('_', ' ')}" for reason, rows in report["refused"].items())
+    if not refused:
+        return f"stride, offset and limit leave none of its {report['rows']} rows; change them"
+    advice = "; give JSON lines, one object a line" if "invalid_json" in report["refused"] else ""
+    return f"none of its {report['rows']} rows can be used (refused: {refused}){advice}"
 
 
 def _append_all(writer: StoreWriter, pairs: Pairs, renderer: Renderer, groups: range, source: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from grmlight.data.files import temporary_sibling
+
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[^:@]+))?(:(?P<split>.+))?$")
-_TEMPORARY = ".grmlight-source-"
 
 
 def fingerprint(source: str) -> str:
@@ -46,9 +46,7 @@ def as_json_lines(source: str, scratch: Path) -> Iterator[str]:
     if path.is_file() and path.suffix != ".parquet":
         yield str(path)
         return
-    scratch.mkdir(parents=True, exist_ok=True)
-    _sweep(scratch)
-    converted = scratch / f"{_TEMPORARY}{os.getpid()}.jsonl"
+    converted = temporary_sibling(scratch / "source.jsonl")
     try:
         _write_json_lines(_batches(source), converted, source)
         yield str(converted)
@@ -121,21 +119,3 @@ def _write_json_lines(batches: Iterator[list[dict[str, Any]]], path: Path, sourc
         for batch in batches:
             file.writelines(json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in batch)
             bar.update(len(batch))
-
-
-def _sweep(scratch: Path) -> None:
-    """Remove conversions that a killed process left behind."""
-    for path in scratch.glob(f"{_TEMPORARY}*.jsonl"):
-        if not alive(path.stem.removeprefix(_TEMPORARY)):
-            path.unlink(missing_ok=True)
-
-
-def alive(pid: str) -> bool:
-    """Whether a process of this number runs here."""
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, OverflowError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from grmlight._data_rs import read_pairs
-from grmlight.data.source import alive, as_json_lines, fingerprint
+from grmlight.data.files import remove, temporary_sibling
+from grmlight.data.source import as_json_lines, fingerprint
 
 TRAIN = "train:"
 END = "<|end|>"
@@ -20,7 +19,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}" + END + "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_TEMPORARY = ".grmlight-tokenizer-"
 
 
 def trained_tokenizer(name: str, source: str, cache: Path) -> str:
@@ -57,13 +55,15 @@ def _train(source: str, size: int, target: Path) -> None:
     tokenizer.train_from_iterator(_texts(source, target.parent), trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
     wrapped.chat_template = CHAT_TEMPLATE
-    _sweep(target.parent)
-    temporary = target.parent / f"{_TEMPORARY}{os.getpid()}"
-    wrapped.save_pretrained(temporary)
+    temporary = temporary_sibling(target)
     try:
+        wrapped.save_pretrained(temporary)
         temporary.rename(target)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
+    except OSError:
+        if not target.exists():  # another process may have been first
+            raise
+    finally:
+        remove(temporary)
 
 
 def _texts(source: str, scratch: Path) -> Iterator[str]:
@@ -74,10 +74,3 @@ def _texts(source: str, scratch: Path) -> Iterator[str]:
         prompt, responses = pairs.group(index)
         for text in (prompt, *responses):
             yield from [text] if isinstance(text, str) else [message["content"] for message in text]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left behind."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        if not alive(path.name.removeprefix(_TEMPORARY)):
-            shutil.rmtree(path)

@@ -34,13 +34,17 @@ def _differences(store: Store, groups: int) -> Tensor:
     for start in range(0, groups, _CHUNK):
         chosen = np.arange(start, min(start + _CHUNK, groups))
         batch = GroupBatch.from_arrays(store.pack(chosen, np.ones(len(chosen), np.float32)), len(chosen))
-        for sign, response_C in ((1.0, batch.better_C), (-1.0, batch.worse_C)):
+        first = batch.label_C > 0.5
+        sure = batch.label_C != 0.5
+        better_C = torch.where(first, batch.better_C, batch.worse_C)[sure]
+        worse_C = torch.where(first, batch.worse_C, batch.better_C)[sure]
+        for sign, response_C in ((1.0, better_C), (-1.0, worse_C)):
             comparison_N = torch.full((batch.responses,), -1).index_copy(0, response_C, torch.arange(len(response_C)))
             comparison_L = comparison_N[batch.response_L]
             held = torch.stack([comparison_L + rows, batch.target_L])[:, comparison_L >= 0].unique(dim=1)
             places.append(held)
             values.append(torch.full((held.shape[1],), sign))
-        rows += len(batch.better_C)
+        rows += len(better_C)
     return torch.sparse_coo_tensor(torch.cat(places, dim=1), torch.cat(values), check_invariants=True).coalesce()
 
 

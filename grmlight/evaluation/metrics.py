@@ -36,15 +36,23 @@ class _Mean(Metric):
         return (self.total / self.count).float()
 
 
-class PairAccuracy(_Mean):
-    """Share of comparisons that the rewards order as labeled; equal rewards count one half."""
+class _Ordering(_Mean):
+    """Share of comparisons that a value orders as labeled: equal values count one half, labeled ties do not count."""
 
     higher_is_better = True
 
+    def _compare(self, values_N: Tensor, batch: GroupBatch) -> None:
+        side_C = (batch.label_C - 0.5).sign()
+        right_C = ((values_N[batch.better_C] - values_N[batch.worse_C]).sign() * side_C + 1) / 2
+        self._add(right_C, batch.count_G[batch.group_C] * side_C.abs())
+
+
+class PairAccuracy(_Ordering):
+    """Share of comparisons that the rewards order as labeled."""
+
     def update(self, outputs: Outputs, batch: GroupBatch) -> None:
         """Add the comparisons of a batch."""
-        difference_C = outputs.rewards_N[batch.better_C] - outputs.rewards_N[batch.worse_C]
-        self._add((difference_C.sign() + 1) / 2, batch.count_G[batch.group_C])
+        self._compare(outputs.rewards_N, batch)
 
 
 class RewardMargin(_Mean):
@@ -63,14 +71,25 @@ class RewardMean(_Mean):
         self._add(outputs.rewards_N, batch.count_G[batch.group_N])
 
 
-class LongerWins(_Mean):
-    """The ruler: accuracy of preferring the response with more scored tokens; equal lengths count one half."""
+class LongerWins(_Ordering):
+    """The ruler: share of comparisons that the number of scored tokens orders as labeled."""
 
     def update(self, outputs: Outputs, batch: GroupBatch) -> None:
         """Add the comparisons of a batch."""
-        tokens_N = batch.scored_tokens_N()
-        difference_C = tokens_N[batch.better_C] - tokens_N[batch.worse_C]
-        self._add((difference_C.sign() + 1) / 2, batch.count_G[batch.group_C])
+        self._compare(batch.scored_tokens_N(), batch)
+
+
+class PairCount(_Mean):
+    """Comparisons that `PairAccuracy` counts."""
+
+    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
+        """Add the comparisons of a batch."""
+        count_C = batch.count_G[batch.group_C] * (batch.label_C != 0.5)
+        self._add(torch.zeros_like(count_C), count_C)
+
+    def compute(self) -> Tensor:
+        """Their number."""
+        return self.count.float()
 
 
 def pair_metrics(prefix: str) -> MetricCollection:
@@ -80,6 +99,7 @@ def pair_metrics(prefix: str) -> MetricCollection:
         "margin": RewardMargin(),
         "reward": RewardMean(),
         "longer_wins": LongerWins(),
+        "pairs": PairCount(),
     }
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,10 @@ class RunReport(Callback):
     evaluation set: accuracy with its 95% interval, beside "longer wins" and, after training, a bag of words).
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._validated_at = -1
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Right after the data is prepared, before the model is built."""
         directory = run_directory(trainer)
@@ -32,6 +35,13 @@ class RunReport(Callback):
         for name, report in reports.items():
             print(describe_report(name, report))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate once more if the last step came after the last validation, so that results are the saved model's."""
+        if self._validated_at != trainer.global_step and trainer.limit_val_batches:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
         self._conclude(trainer, "val")
@@ -42,6 +52,8 @@ class RunReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After `validate` alone; within `fit` the results come once, at the end."""
+        if not trainer.sanity_checking:
+            self._validated_at = trainer.global_step
         if trainer.state.fn == "validate":
             self._conclude(trainer, "val")
 
@@ -70,15 +82,15 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
     results = {}
     for name in getattr(datamodule, f"{stage}_sources", {}):
         prefix = f"{stage}/" if name == stage else f"{stage}/{name}/"
-        accuracy = trainer.callback_metrics.get(f"{prefix}accuracy")
-        if accuracy is None or math.isnan(float(accuracy)):
+        figures = {key: trainer.callback_metrics.get(prefix + key) for key in ("accuracy", "longer_wins", "pairs")}
+        if any(value is None for value in figures.values()) or not figures["pairs"]:
             continue
-        pairs = len(datamodule.prepared[name].store)
-        low, high = wilson_interval(float(accuracy), pairs)
-        longer = float(trainer.callback_metrics[f"{prefix}longer_wins"])
-        results[name] = {"accuracy": float(accuracy), "low": low, "high": high, "longer_wins": longer, "pairs": pairs}
-        if train := datamodule.prepared.get("train"):
-            results[name]["bag_of_words"] = bag_of_words_accuracy(train.store, datamodule.prepared[name].store)
+        found = {key: float(value) for key, value in figures.items() if value is not None}
+        found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["pairs"]))
+        results[name] = found
+        store = datamodule.prepared[name].store
+        if (train := datamodule.prepared.get("train")) and found["pairs"] == len(store):
+            found["bag_of_words"] = bag_of_words_accuracy(train.store, store)
     return results
 
 

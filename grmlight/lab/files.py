@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import time
-import uuid
 from pathlib import Path
 
+from grmlight.data.files import cache_directory, remove, temporary_sibling
 from grmlight.lab.gold import Gold
 from grmlight.lab.world import TESTS, TRAIN, World
 
 SHIPPED_SEED = 0
 ASSETS = Path(__file__).parent / "assets"
-STALE_SECONDS = 24 * 3600
 MAKERS = ("words", "world", "gold", "author", "corpus", "tokenizer", "pretrain", "sample", "pairs", "build")
 
 
@@ -62,17 +58,10 @@ def world_files(seed: int = SHIPPED_SEED, cache: Path | None = None) -> WorldFil
     """
     if seed == SHIPPED_SEED:
         return WorldFiles.open(ASSETS)
-    directory = (cache or default_cache()) / _key(seed)
+    directory = (cache or cache_directory() / "worlds") / _key(seed)
     if not directory.exists():
         _build_once(seed, directory)
     return WorldFiles.open(directory)
-
-
-def default_cache() -> Path:
-    """Where worlds are kept unless one says otherwise."""
-    home = os.environ.get("GRMLIGHT_CACHE")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(home) if home else caches / "grmlight") / "worlds"
 
 
 def _key(seed: int) -> str:
@@ -85,9 +74,7 @@ def _build_once(seed: int, directory: Path) -> None:
     """Build under a temporary name and rename; of two processes that build the same world, one wins."""
     from grmlight.lab.build import build_world
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(directory.parent)
-    temporary = directory.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = temporary_sibling(directory)
     try:
         build_world(seed, temporary)
         temporary.rename(directory)
@@ -95,11 +82,4 @@ def _build_once(seed: int, directory: Path) -> None:
         if not directory.exists():
             raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sweep(cache: Path) -> None:
-    """Remove what builds that were killed have left."""
-    for left in cache.glob(".tmp-*"):
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        remove(temporary)

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -214,6 +215,8 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
         )
     except OSError as error:
         raise ValueError(_unreadable(options.name, _one_line(error))) from error
+    except SafetensorError as error:
+        raise ValueError(f"backbone {options.name!r}: its weights cannot be read ({_one_line(error)})") from error
     except RuntimeError as error:
         raise ValueError(f"backbone {options.name!r}: {_one_line(error)}") from error
     finally:

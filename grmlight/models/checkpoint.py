@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,10 +74,10 @@ def load(model_class: type[Model], directory: str | os.PathLike[str], options: d
 
 
 def _merged(model: RewardModel) -> PreTrainedModel:
-    """The causal LM without adapters of its own; a copy where there are any."""
+    """The causal LM without adapters of its own; where there are any, a float32 copy: bf16 would round them away."""
     if not isinstance(model.backbone, PeftModel):
         return model.backbone
-    lm = copy.deepcopy(model.backbone).merge_and_unload()
+    lm = copy.deepcopy(model.backbone).float().merge_and_unload()
     assert isinstance(lm, PreTrainedModel)
     return lm
 
@@ -119,9 +119,12 @@ def _load_head(model: RewardModel, folder: Path) -> None:
     names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
-        with safe_open(folder / name, framework="pt") as file:
-            keys = [key for key in file.keys() if key.startswith(HEAD_PREFIX)]  # noqa: SIM118
-            tensors |= {key.removeprefix(HEAD_PREFIX): file.get_tensor(key) for key in keys}
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                keys = [key for key in file.keys() if key.startswith(HEAD_PREFIX)]  # noqa: SIM118
+                tensors |= {key.removeprefix(HEAD_PREFIX): file.get_tensor(key) for key in keys}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder / name} cannot be read ({error}); copy or train the model again") from error
     expected = model.head.state_dict()
     what = f"reward head in {folder}"
     misshapen = {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
@@ -62,6 +63,7 @@ class Regularizer(Callback):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: weight must be finite and at least 0, got {value}")
         self.weight = weight
+        self._configured = weight
         self.mixing: Mixing = mixing
         self.name = name
 
@@ -92,9 +94,11 @@ class Regularizer(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """A plain weight, so that one changed during a run goes on after a resume; a ramp follows from the step."""
-        return {} if isinstance(self.weight, Ramp) else {"weight": self.weight}
+        return {} if isinstance(self.weight, Ramp) else {"weight": self.weight, "configured": self._configured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the saved weight, unless the run now has a ramp."""
-        if not isinstance(self.weight, Ramp):
-            self.weight = state_dict.get("weight", self.weight)
+        """Take up the saved weight, unless the run is now configured with another one."""
+        if state_dict.get("configured") == self._configured:
+            self.weight = state_dict["weight"]
+        elif state_dict:
+            rank_zero_info(f"{self.name}: the checkpoint's weight {state_dict['weight']:g} gives way to {self.weight}")

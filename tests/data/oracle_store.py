@@ -103,7 +103,7 @@ def encode(pair: Pair, tokenizer: Tokenizer, texts: list[str], boundaries: list[
 
 def truncate(tokenizer: Tokenizer, responses: Any, starts: Any, cut: int, policy: str) -> tuple[Any, Any]:
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    kept = [int(ids[0] in special) for ids in responses]
+    kept = [next(n for n, id_ in enumerate([*ids, None]) if id_ != ids[0]) * (ids[0] in special) for ids in responses]
     if policy != "truncate_prompt" or any(keep + cut > start for keep, start in zip(kept, starts, strict=True)):
         raise RefusedError("over_length")
     responses = [ids[:keep] + ids[keep + cut :] for keep, ids in zip(kept, responses, strict=True)]

@@ -40,7 +40,7 @@ def feedback(a, b, rating_a, rating_b, source="x"):
         (
             {"chosen": "The sky is blue.", "rejected": "The sky is red."},
             "",
-            ["The sky is blue.", "The sky is blond."],
+            ["The sky is blue.", "The sky is red."],
         ),
         (
             {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant:  no "},

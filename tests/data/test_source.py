@@ -38,7 +38,7 @@ def test_parquet_and_data_sets_on_disk_become_the_same_lines(tmp_path):
 
 
 def test_a_killed_conversion_is_swept_by_the_next(tmp_path):
-    stale = tmp_path / ".grmlight-source-999999999.jsonl"
+    stale = tmp_path / ".grmlight-tmp-999999999-source.jsonl"
     stale.write_text("half")
     pq.write_table(pa.Table.from_pylist([{"a": 1}]), tmp_path / "pairs.parquet")
     read(tmp_path / "pairs.parquet", tmp_path)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from grmlight.data.files import cache_directory
 from grmlight.lab import build, files, world_files
-from grmlight.lab.files import ASSETS, WorldFiles, default_cache
+from grmlight.lab.files import ASSETS, WorldFiles
 from grmlight.lab.pairs import read_rows
 from grmlight.lab.pretrain import Recipe
 from grmlight.lab.world import TESTS, World
@@ -91,10 +92,9 @@ def test_of_two_builds_one_wins(tmp_path, builds, monkeypatch):
 
 
 def test_what_killed_builds_left_is_swept(tmp_path, builds):
-    stale, fresh = tmp_path / ".tmp-stale", tmp_path / ".tmp-fresh"
+    stale, fresh = tmp_path / ".grmlight-tmp-999999999-x", tmp_path / f".grmlight-tmp-{os.getpid()}-x"
     stale.mkdir()
     fresh.mkdir()
-    os.utime(stale, (0, 0))
     world_files(7, tmp_path)
     assert not stale.exists()
     assert fresh.exists()
@@ -102,12 +102,12 @@ def test_what_killed_builds_left_is_swept(tmp_path, builds):
 
 def test_the_cache_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path))
-    assert default_cache() == tmp_path / "worlds"
+    assert cache_directory() == tmp_path
     monkeypatch.delenv("GRMLIGHT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "grmlight" / "worlds"
+    assert cache_directory() == tmp_path / "grmlight"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache() == Path.home() / ".cache" / "grmlight" / "worlds"
+    assert cache_directory() == Path.home() / ".cache" / "grmlight"
 
 
 def test_a_folder_that_is_no_world_is_refused(tmp_path):

@@ -190,10 +190,10 @@ def test_convex_weights_above_one_are_an_error_that_names_them(data):
 
 def test_a_term_that_is_not_finite_is_named_at_the_flush(data):
     made = trainer(RewardCentering(), Broken(), steps=4)
-    with pytest.raises(ValueError, match=r"at step 1 these terms are not finite: loss, spread$"):
+    with pytest.raises(ValueError, match=r"between steps 1 and 1 these terms are not finite: loss, spread;"):
         made.fit(reward_module(), data())
     assert made.logger.steps == []
-    with pytest.raises(ValueError, match=r"at step 2 these terms are not finite: .*spread"):
+    with pytest.raises(ValueError, match=r"between steps 1 and 2 these terms are not finite: .*spread"):
         fit(reward_module(), data(), Broken(), steps=4, log_every_n_steps=2)
 
 

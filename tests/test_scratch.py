@@ -49,7 +49,7 @@ def train(files, folder, seed):
     command += [f"--data.init_args.train={files[0]}", f"--data.init_args.val={files[1]}"]
     command += [f"--{name}={seed}" for name in ("seed_everything", "model.init_args.seed", "data.init_args.seed")]
     command += ["--trainer.enable_progress_bar=false"]
-    environment = os.environ | {"GRMLIGHT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"GRMLIGHT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     place = folder / f"seed-{seed}"
     place.mkdir()
     wall, cores = time.monotonic(), core_seconds()
@@ -58,7 +58,7 @@ def train(files, folder, seed):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     wall, cores = time.monotonic() - wall, core_seconds() - cores
-    # What needs so little of a processor is done in time wherever two cores are free; here they may not be.
+    # Cores may be busy with other tests; a single thread that needs so little is done in time wherever one is free.
     assert min(wall, cores) < LIMIT, (wall, cores)
     results = json.loads((place / "runs/scratch/version_0/results.json").read_text())["val"]
     for ruler, label in (("longer_wins", "longer wins"), ("bag_of_words", "bag of words")):

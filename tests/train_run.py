@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--mean", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--kill_at", type=int, default=-1)
+    parser.add_argument("--log_every", type=int, default=1)
     parser.add_argument("--resume", default=None)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,7 +117,7 @@ def main() -> None:
         accumulate_grad_batches=given.accumulate,
         max_epochs=given.epochs,
         gradient_clip_val=1.0,
-        log_every_n_steps=1,
+        log_every_n_steps=given.log_every,
         logger=StepLogger(given.out),
         callbacks=[TextGeneration(0.1), ScoreL2(0.01), checkpoints, Recorder(given.out, given.kill_at)],
         enable_progress_bar=False,

@@ -4,6 +4,7 @@ from grmlight.evaluation.bag_of_words import bag_of_words_accuracy as bag_of_wor
 from grmlight.evaluation.learning_curve import LearningCurve as LearningCurve
 from grmlight.evaluation.metrics import LongerWins as LongerWins
 from grmlight.evaluation.metrics import PairAccuracy as PairAccuracy
+from grmlight.evaluation.metrics import PairCount as PairCount
 from grmlight.evaluation.metrics import RewardMargin as RewardMargin
 from grmlight.evaluation.metrics import RewardMean as RewardMean
 from grmlight.evaluation.metrics import pair_metrics as pair_metrics

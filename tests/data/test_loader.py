@@ -143,7 +143,7 @@ def test_the_state_stays_within_a_step(store):
 
 def test_going_on_reads_nothing_of_what_is_done(store):
     loader = TrainingLoader(Spy(store), 8, seed=4)
-    loader.load_state_dict({"epoch": 7, "steps": 4, "pairs_per_step": 8})
+    loader.load_state_dict(loader.state_dict() | {"epoch": 7, "steps": 4})
     (first, *_) = loader
     assert first.step == 4
     assert len(loader.store.read) == 2
@@ -166,6 +166,10 @@ def test_another_number_of_pairs_a_step_is_refused(store):
     state = TrainingLoader(store, 8, seed=4).state_dict()
     with pytest.raises(ValueError, match="pairs_per_step=8, this run has 9"):
         TrainingLoader(store, 9, seed=4).load_state_dict(state)
+    with pytest.raises(ValueError, match="seed=4, this run has 5"):
+        TrainingLoader(store, 8, seed=5).load_state_dict(state)
+    with pytest.raises(ValueError, match="pairs=1000, this run has"):
+        TrainingLoader(store, 8, seed=4).load_state_dict(state | {"pairs": 1000})
 
 
 @pytest.mark.parametrize("pairs", [0, -1])

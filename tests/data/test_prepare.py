@@ -132,13 +132,14 @@ def test_a_folder_with_something_else_is_left_alone(pairs, byte_tokenizer, tmp_p
     ("rows", "options", "message"),
     [
         ([{"prompt": "why", "chosen": "so", "rejected": "so"}], {}, r"none of its 1 rows can be used.*identical"),
-        (ROWS[:3], {"max_length": 2}, r"none of its 3 rows can be used.*over_length.*3"),
-        (ROWS[:3], {"offset": 3}, r"none of its 3 rows can be used"),
+        (ROWS[:3], {"max_length": 2}, r"none of its 3 rows can be used.*3 over length"),
+        (ROWS[:3], {"offset": 3}, r"offset and limit leave none of its 3 rows"),
+        ([], {}, r"bad\.jsonl: is empty"),
         (ROWS[:3], {"max_length": 2, "on_overlong": "raise"}, r"bad\.jsonl:1: "),
         ([*ROWS[:2], {"prompt": "p", "chosen": "", "rejected": "x"}], {"on_bad_row": "raise"}, r"bad\.jsonl:3: "),
         ([{"question": "why", "answer": "so"}], {}, "question"),
     ],
-    ids=["nothing usable", "all too long", "all left out", "raise overlong", "raise bad row", "columns"],
+    ids=["nothing usable", "all too long", "all left out", "empty", "raise overlong", "raise bad row", "columns"],
 )
 def test_what_cannot_be_prepared_is_said_and_leaves_nothing(rows, options, message, byte_tokenizer, tmp_path, cache):
     source = write(tmp_path / "bad.jsonl", rows)

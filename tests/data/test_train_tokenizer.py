@@ -69,7 +69,7 @@ def test_pairs_are_prepared_with_it_system_role_and_all(pairs, tmp_path):
 
 
 def test_a_killed_training_is_swept_by_the_next(pairs, tmp_path):
-    stale = tmp_path / "cache" / ".grmlight-tokenizer-999999999"
+    stale = tmp_path / "cache" / ".grmlight-tmp-999999999-x"
     stale.mkdir(parents=True)
     (stale / "tokenizer.json").write_text("half")
     trained_tokenizer("train:300", pairs, tmp_path / "cache")

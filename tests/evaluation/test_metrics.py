@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from grmlight.evaluation import LongerWins, PairAccuracy, RewardMargin, RewardMean, pair_metrics, wilson_interval
+from grmlight.evaluation import (
+    LongerWins,
+    PairAccuracy,
+    PairCount,
+    RewardMargin,
+    RewardMean,
+    pair_metrics,
+    wilson_interval,
+)
 from grmlight.models.outputs import Outputs
 from tests.batches import pair_batch
 
@@ -42,3 +50,13 @@ def test_wilson_interval_is_the_published_one():
     low, high = wilson_interval(0.9, 10)
     assert (low, high) == (pytest.approx(0.5958, abs=1e-4), pytest.approx(0.9821, abs=1e-4))
     assert all(map(math.isnan, wilson_interval(0.5, 0)))
+
+
+def test_a_label_below_one_half_prefers_the_other_side_and_a_tie_does_not_count():
+    batch = pair_batch(3, labels=[0.0, 0.5, 0.9], scored=[1, 2, 9, 1, 3, 1])
+    accuracy, ruler, pairs = PairAccuracy(), LongerWins(), PairCount()
+    for metric in (accuracy, ruler, pairs):
+        metric.update(outputs([0.0, 1.0, 5.0, 0.0, 0.0, 1.0]), batch)
+    assert float(accuracy.compute()) == 0.5
+    assert float(ruler.compute()) == 1.0
+    assert float(pairs.compute()) == 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -81,6 +82,19 @@ def test_the_head_stays_float32_in_a_bfloat16_model(tmp_path):
     assert {tensor.dtype for name, tensor in tensors.items() if name.startswith("v_head.")} == {torch.float32}
     assert tensors["lm_head.weight"].dtype == torch.bfloat16
     assert torch.equal(score(RewardModel.from_pretrained(tmp_path, dtype="bfloat16")), score(model))
+
+
+def test_small_adapters_of_a_bfloat16_model_are_not_rounded_away(tmp_path):
+    model = tiny_reward_model("llama", lora=True, dtype="bfloat16")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(2e-4)
+    exact, without = copy.deepcopy(model).float(), tiny_reward_model("llama", lora=True, dtype="bfloat16").float()
+    model.save_pretrained(tmp_path)
+    moved = (score(exact) - score(without)).abs().max()
+    assert moved > 1e-5
+    assert (score(RewardModel.from_pretrained(tmp_path)) - score(exact)).abs().max() < 0.01 * moved
 
 
 def test_training_can_go_on_from_a_folder(tmp_path):

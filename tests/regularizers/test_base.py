@@ -36,3 +36,9 @@ def test_a_weight_changed_during_a_run_is_kept_in_the_state():
     ramped = ScoreL2(Ramp(0.0, 1.0, 10))
     ramped.load_state_dict(before.state_dict())
     assert isinstance(ramped.weight, Ramp)
+
+
+def test_a_weight_configured_anew_wins_over_the_checkpoint():
+    before, after = ScoreL2(0.01), ScoreL2(0.5)
+    after.load_state_dict(before.state_dict())
+    assert after.weight == 0.5

@@ -267,3 +267,26 @@ def test_margins_and_label_smoothing_change_the_loss(data):
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         reward_module(**options)
+
+
+class Mean(Spread):
+    """One that reduces what should stay a value a group."""
+
+    def penalty(self, outputs, batch):
+        return super().penalty(outputs, batch).mean()
+
+
+def test_a_penalty_of_another_shape_is_named(data):
+    with pytest.raises(ValueError, match=r"spread: penalty returned shape \(\), expected \(\d+,\)"):
+        fit(reward_module(), data(), Mean())
+
+
+def test_a_schedule_of_the_accumulation_is_refused(data):
+    schedule = L.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    with pytest.raises(ValueError, match="accumulate_grad_batches changed"):
+        fit(reward_module(), data(), schedule, steps=99, max_epochs=2)
+
+
+def test_a_ramp_that_will_exceed_one_is_an_error_before_the_first_step(data):
+    with pytest.raises(ValueError, match=r"convex weights sum to 1\.5"):
+        fit(reward_module(), data(), TextGeneration(Ramp(0.0, 1.5, 100)))

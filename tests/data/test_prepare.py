@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -340,3 +341,17 @@ def test_rows_keep_their_id_source_and_category(byte_tokenizer, tmp_path):
     first, second = prepare(source, str(byte_tokenizer), PrepareOptions()).store.rows()
     assert first == {"row": 1, "id": "x7", "source": "web", "category": "easy", "flipped": False}
     assert second["row"] == 2
+
+
+def test_another_end_token_makes_another_store(byte_tokenizer, tmp_path, cache):
+    """It is no part of tokenizer.json, but plain text ends with it."""
+    source = write(tmp_path / "pairs.jsonl", ROWS[:3])
+    other = tmp_path / "tokenizer"
+    shutil.copytree(byte_tokenizer, other)
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|pad|>"}))
+    options = PrepareOptions(text_rows="plain")
+    ends = [
+        int(arrays(prepare(source, str(folder), options).store)["target_L"][-1]) for folder in (byte_tokenizer, other)
+    ]
+    assert ends == [1, 0]

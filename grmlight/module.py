@@ -12,6 +12,7 @@ Notable decisions:
 from __future__ import annotations
 
 import math
+import sys
 from abc import abstractmethod
 from typing import Any, Literal
 
@@ -74,10 +75,10 @@ class GroupModule(L.LightningModule):
         """The preference loss of each group."""
 
     def add_regularizer(self, regularizer: Regularizer) -> None:
-        """Take in a regularizer; called in its `setup`. Names are unique, "preference" and "loss" are taken."""
+        """Take in a regularizer; called in its `setup`. Names are unique; the module's own terms have theirs."""
         if regularizer in self._regularizers:
             return
-        taken = {"preference", "loss", *(other.name for other in self._regularizers)}
+        taken = {"preference", "loss", "accuracy", *(other.name for other in self._regularizers)}
         if regularizer.name in taken:
             raise ValueError(
                 f"two terms of the loss are named {regularizer.name!r}; give one of the regularizers another `name`"
@@ -147,7 +148,8 @@ class GroupModule(L.LightningModule):
 
     @property
     def _log_every(self) -> int:
-        return self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+        steps: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+        return steps or sys.maxsize
 
     def _log_training(self) -> None:
         """Hand the meter's means to the loggers and the progress bar."""
@@ -179,6 +181,8 @@ class GroupModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the states of loader and meter for the start of training, and let steps be cut right."""
+        if "loops" not in checkpoint:
+            return
         loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         self._resumed = {"loader": next(iter(loader_states), None), "meter": checkpoint.get("grmlight_meter")}
         count_packs(checkpoint, self.trainer.accumulate_grad_batches)

@@ -173,5 +173,6 @@ def _quiet() -> None:
     """Leave out what frameworks say about themselves."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.callbacks.model_checkpoint"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith("\N{ELECTRIC LIGHT BULB}"))

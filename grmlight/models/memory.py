@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import nn
@@ -28,14 +29,15 @@ class TrainingMemory:
     state_bytes: int
 
     def describe(self, devices: int) -> str:
-        """One line, with the share of each device if they shard the model among them."""
+        """One line: what the training state takes, how many GPUs of 80 GB hold it, and the share of each device here."""
         total = self.state_bytes / 1e9
         line = (
             f"memory: {self.trainable:,} of {self.parameters:,} backbone parameters learn; weights, gradients and "
-            f"AdamW take {total:.3g} GB"
+            f"AdamW take {total:.3g} GB, activations aside: at least {math.ceil(total / 80)} GPUs of 80 GB"
         )
-        shared = f" (a {devices}th on each device where configs/fsdp.yaml shards them)" if devices > 1 else ""
-        return f"{line}{shared}, activations aside"
+        return (
+            line if devices == 1 else f"{line}; {total / devices:.3g} GB on each of {devices} under configs/fsdp.yaml"
+        )
 
 
 def training_memory(options: BackboneConfig) -> TrainingMemory:

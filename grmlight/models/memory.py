@@ -29,12 +29,14 @@ class TrainingMemory:
     state_bytes: int
 
     def describe(self, devices: int) -> str:
-        """One line: what the training state takes, how many GPUs of 80 GB hold it, and the share of each device here."""
+        """One line: what the training state takes, the GPUs of 80 GB that hold it, and the share of each device here."""
         total = self.state_bytes / 1e9
         line = (
             f"memory: {self.trainable:,} of {self.parameters:,} backbone parameters learn; weights, gradients and "
-            f"AdamW take {total:.3g} GB, activations aside: at least {math.ceil(total / 80)} GPUs of 80 GB"
+            f"AdamW take {total:.3g} GB, activations aside"
         )
+        if (gpus := math.ceil(total / 80)) > 1:
+            line += f": at least {gpus} GPUs of 80 GB"
         return (
             line if devices == 1 else f"{line}; {total / devices:.3g} GB on each of {devices} under configs/fsdp.yaml"
         )

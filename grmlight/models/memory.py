@@ -29,7 +29,7 @@ class TrainingMemory:
     state_bytes: int
 
     def describe(self, devices: int) -> str:
-        """One line: what the training state takes, the GPUs of 80 GB that hold it, and the share of each device here."""
+        """One line: what the training state takes, the GPUs of 80 GB that hold it, and each device's share."""
         total = self.state_bytes / 1e9
         line = (
             f"memory: {self.trainable:,} of {self.parameters:,} backbone parameters learn; weights, gradients and "

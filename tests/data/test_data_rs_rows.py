@@ -245,7 +245,7 @@ def test_any_rows_agree_with_the_oracle(rows, stride):
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(alphabet=st.sampled_from("ab \né\u3000"), max_size=12), st.text(alphabet="ab \né", max_size=12))
-def test_any_texts_are_split_like_the_oracle(chosen, rejected):
+def test_any_whole_texts_agree_with_the_oracle(chosen, rejected):
     agree(lines({"chosen": chosen, "rejected": rejected}))
 
 

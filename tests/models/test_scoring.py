@@ -71,6 +71,7 @@ def test_scoring_leaves_nothing_that_training_trips_over():
     model, batch = tiny_reward_model("mistral"), pack_groups(mixed_groups())
     Scorer(model).score(batch)
     model(batch).rewards_N.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
 
 
 def test_modes_come_back_after_an_error():

@@ -1,6 +1,12 @@
 """Log-probs of given tokens from hidden states, in chunks of rows, so that full logits never exist.
 
-Shape suffixes: L tokens, H hidden size, V vocabulary, C rows of a chunk.
+Notable decisions:
+
+- A head that learns costs four products: its logits once more in backward, from the saved log-sum-exp. A frozen head
+  costs two: the gradient of the hidden states is made in forward, up to the factor that comes from above.
+- torch's `linear_cross_entropy` does the same, without softcap, scale and the short way for a frozen head. At equal
+  chunks it takes the same time, so it is not used.
+- Shape suffixes: L tokens, H hidden size, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -14,10 +20,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PretrainedConfig
 
-CHUNK_ELEMENTS = 2**24
-"""Logits that exist at a time, about (64 MiB in float32)."""
+_CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+"""Logits that exist at a time, at most, in float32: 128 MiB and 1 GiB."""
 
-MIN_CHUNK_ROWS = 16
+_MAX_ROWS = {"cpu": 512, "cuda": 4096}
+"""More rows gain nothing: on a CPU they leave its cache."""
+
+_MIN_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +69,15 @@ def token_logps(
         dtype = torch.get_autocast_dtype(device)
         hidden_LH, weight_VH = hidden_LH.to(dtype), weight_VH.to(dtype)
         bias_V = None if bias_V is None else bias_V.to(dtype)
-    rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // weight_VH.shape[0])
+    rows = chunk_rows(weight_VH.shape[0], device)
     with torch.autocast(device, enabled=False):
         return _TokenLogps.apply(hidden_LH, weight_VH, bias_V, target_L, transform, rows)
+
+
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Rows of one chunk on a kind of device."""
+    kind = device if device in _MAX_ROWS else "cpu"
+    return max(_MIN_ROWS, min(_MAX_ROWS[kind], _CHUNK_ELEMENTS[kind] // vocabulary))
 
 
 def _chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:
@@ -79,7 +94,7 @@ def _chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, t
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Saves the log-sum-exp of each row and computes a chunk's logits again in backward."""
+    """A head that learns leaves its log-sum-exps for backward; a frozen one the finished gradient, to be scaled."""
 
     @staticmethod
     def forward(
@@ -91,20 +106,33 @@ class _TokenLogps(torch.autograd.Function):
         transform: LogitTransform,
         rows: int,
     ) -> Tensor:
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        frozen = not (need_weight or need_bias)
         logps_L = torch.empty(len(target_L), dtype=torch.float32, device=hidden_LH.device)
         logsumexp_L = torch.empty_like(logps_L)
+        grad_LH = torch.empty_like(hidden_LH) if frozen and need_hidden else None
         for start in range(0, len(target_L), rows):
             chunk = slice(start, start + rows)
             logits_CV = _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, transform)
             logsumexp_L[chunk] = logits_CV.logsumexp(dim=-1)
             logps_L[chunk] = logits_CV.gather(1, target_L[chunk, None]).squeeze(1) - logsumexp_L[chunk]
-        ctx.save_for_backward(hidden_LH, weight_VH, bias_V, target_L, logsumexp_L)
-        ctx.transform, ctx.rows = transform, rows
+            if grad_LH is not None:
+                ones_C = torch.ones_like(logsumexp_L[chunk])
+                grad_CV = _grad_product(logits_CV, ones_C, target_L[chunk], logsumexp_L[chunk], transform)
+                grad_LH[chunk] = grad_CV.to(weight_VH.dtype) @ weight_VH
+        if frozen:
+            ctx.save_for_backward(grad_LH)
+        else:
+            ctx.save_for_backward(hidden_LH, weight_VH, bias_V, target_L, logsumexp_L)
+        ctx.frozen, ctx.transform, ctx.rows = frozen, transform, rows
         return logps_L
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_L: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.frozen:
+            (scaled_LH,) = ctx.saved_tensors
+            return (scaled_LH * grad_L[:, None]).to(scaled_LH.dtype), None, None, None, None, None
         hidden_LH, weight_VH, bias_V, target_L, logsumexp_L = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden_LH = torch.empty_like(hidden_LH) if need_hidden else None

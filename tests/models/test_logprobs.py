@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,23 +33,65 @@ def full_logits(hidden_LH, weight_VH, bias_V, target_L, transform):
     return logits.log_softmax(dim=-1)[torch.arange(len(target_L)), target_L]
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_values_and_gradients_are_those_of_full_logits_in_float64(monkeypatch, transform, bias):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 1)
+def test_values_and_gradients_are_those_of_full_logits_in_float64(monkeypatch, transform, bias, frozen):
+    monkeypatch.setattr(logprobs, "chunk_rows", lambda vocabulary, device: 16)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator) for shape in [(50, 8), (37, 8), (37,)]]
     target_L = torch.randint(37, (50,), generator=generator)
     grad_L = torch.randn(50, generator=generator)
     results = []
     for function, dtype in [(token_logps, torch.float32), (full_logits, torch.float64)]:
-        hidden, weight, offset = (tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs)
+        hidden, weight, offset = (tensor.to(dtype, copy=True).requires_grad_(not frozen) for tensor in inputs)
+        hidden.requires_grad_()
         logps = function(hidden, weight, offset if bias else None, target_L, transform)
         logps.backward(grad_L.to(logps.dtype))
-        results.append([logps, hidden.grad, weight.grad, *([offset.grad] if bias else [])])
+        learned = [weight.grad, *([offset.grad] if bias else [])]
+        results.append([logps, hidden.grad, *([] if frozen else learned)])
     for actual, expected in zip(*results, strict=True):
         assert actual.dtype == torch.float32
         assert (actual.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.skipif(not hasattr(functional, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_s_own_chunked_loss_gives_the_same(dtype):
+    inputs = [torch.randn(700, 24), torch.randn(53, 24) * 0.2]
+    target_L, grad_L = torch.randint(53, (700,)), torch.rand(700)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
+    results = []
+    for ours in (True, False):
+        hidden, weight = (tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs)
+        if ours:
+            logps = token_logps(hidden, weight, None, target_L, LogitTransform())
+        else:
+            logps = -functional.linear_cross_entropy(hidden, weight, target_L, reduction="none", options=options)
+        (logps.float() * grad_L).sum().backward()
+        results.append([logps.float(), hidden.grad.float(), weight.grad.float()])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for actual, expected in zip(*results, strict=True):
+        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("trained", "products"), [(True, 4), (False, 2)])
+def test_products_with_the_vocabulary(trained, products):
+    """Logits, their repetition and two gradients for a head that learns; logits and one gradient for a frozen one."""
+    hidden, weight = torch.randn(40, 8, requires_grad=True), torch.randn(64, 8, requires_grad=trained)
+    with Products() as counter:
+        token_logps(hidden, weight, None, torch.arange(40), LogitTransform()).sum().backward()
+    assert counter.count == products
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -98,14 +141,14 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("signal", [Signal.CHOSEN_LOGPS, Signal.LOGPS])
 def test_full_logits_never_exist(signal):
-    vocabulary, length = 256_000, 300
+    vocabulary, length = 256_000, 600
     model = tiny_reward_model(config={"vocab_size": vocabulary, "max_position_embeddings": 1024})
     prompt = list(range(3, 23))
     batch = pack_groups([[prompt + [30] * length, prompt + [31] * length]])
     with Watch(vocabulary) as watch:
         outputs = model(batch, frozenset({signal}))
         (outputs.rewards_N.sum() + outputs.logps_N[batch.better_C].sum()).backward()
-    chunk = logprobs.CHUNK_ELEMENTS // vocabulary
+    chunk = logprobs.chunk_rows(vocabulary, "cpu")
     assert chunk < length / 4
     # The transposed weight and its gradient are a vocabulary wide, too, and hold one row for each hidden unit.
     assert 0 < watch.rows <= max(chunk, model.lm.config.hidden_size)

@@ -1,0 +1,1 @@
+"""The training engine against TRL, transformers and padding: `python -m benchmarks.train`."""

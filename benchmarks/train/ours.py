@@ -1,0 +1,108 @@
+"""The same pairs through grmlight, as a user trains: RewardModule, PairDataModule and Lightning's Trainer."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from benchmarks.train.material import OPTIONS, Material, cache
+from benchmarks.train.peers import ALPHA, BETA, CLIP, LEARNING_RATE, Steps, Variant, clock, differences
+from grmlight import PairDataModule, RewardModule
+from grmlight.models import BackboneConfig, HeadConfig, LoraOptions
+from grmlight.regularizers import DirectPreference, Regularizer, TextGeneration
+
+
+class Scored(RewardModule):
+    """A RewardModule whose linear head begins with the material's weights."""
+
+    def __init__(self, material: Material, **options: Any) -> None:
+        super().__init__(**options)
+        self.material = material
+
+    def configure_model(self) -> None:
+        """Build the model and set its head."""
+        super().configure_model()
+        head: Any = self.model.head.summary  # pyright: ignore[reportOptionalMemberAccess]
+        with torch.no_grad():
+            head.weight.copy_(self.material.score)
+            head.bias.zero_()
+
+
+class _Ends(L.Callback):
+    """Notes when each step ends."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note the time and the loss."""
+        self.losses.append(outputs["loss"].detach())
+        self.ends.append(clock())
+
+
+def optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """What TRL takes by default."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+
+def ours(
+    regularizer: str = "",
+    packing: Any = "auto",
+    precision: Any = "32-true",
+    lora: LoraOptions | None = None,
+    dtype: Any = "float32",
+) -> Variant:
+    """A run of `Trainer.fit`; the regularizer is "", "sft" or "dpo" (without reference)."""
+
+    def run(material: Material, steps: int) -> Steps:
+        ends = _Ends()
+        callbacks: list[L.Callback] = [ends, *_regularizers(regularizer)]
+        module = Scored(
+            material,
+            backbone=BackboneConfig(material.model, lora=lora, dtype=dtype),
+            head=HeadConfig(kind="linear", dropout=0.0),
+            packing=packing,
+            optimizer=optimizer,
+            schedule="constant",
+            warmup_ratio=0.0,
+        )
+        data = PairDataModule(
+            train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=len(material.ids)
+        )
+        with cache(material.folder), tempfile.TemporaryDirectory() as folder:
+            trainer = L.Trainer(
+                default_root_dir=folder,
+                accelerator="auto",
+                devices=1,
+                precision=precision,
+                max_steps=steps,
+                gradient_clip_val=CLIP,
+                callbacks=callbacks,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+                logger=False,
+            )
+            trainer.fit(module, data)
+        return Steps(differences(ends.ends), torch.stack(ends.losses).tolist())
+
+    return run
+
+
+def _regularizers(name: str) -> list[Regularizer]:
+    return {
+        "": [],
+        "sft": [TextGeneration(ALPHA, beta=BETA)],
+        "dpo": [DirectPreference(ALPHA, beta=BETA, reference=False)],
+    }[name]
+
+
+def quiet() -> None:
+    """Leave out what frameworks say about themselves."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)

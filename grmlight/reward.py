@@ -26,7 +26,8 @@ from grmlight.models import (
     shard,
     training_memory,
 )
-from grmlight.module import GroupModule, Schedule, default_optimizer
+from grmlight.models.flops import ModelFlops, model_flops
+from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 
 
 class RewardModule(GroupModule):
@@ -44,6 +45,8 @@ class RewardModule(GroupModule):
         schedule: course of the learning rate after the warm-up.
         warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
         seed: seed of newly made weights and of dropout.
+        on_nonfinite: "stop" ends a run whose loss or gradient is not finite and names step, terms and rows, "skip"
+            leaves such steps out, at the cost of waiting for the device once a step.
 
     Source: GRM (arXiv 2406.10216).
     """
@@ -59,8 +62,9 @@ class RewardModule(GroupModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.03,
         seed: int = 0,
+        on_nonfinite: NonFinite = "stop",
     ) -> None:
-        super().__init__(optimizer, schedule, warmup_ratio, seed)
+        super().__init__(optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
         self.backbone = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
@@ -100,6 +104,10 @@ class RewardModule(GroupModule):
             self.label_smoothing,
         )
         return batch.mean_by_group(batch.weight_C * loss_C)
+
+    def model_flops(self) -> ModelFlops | None:
+        """Forward and backward with the signals of this run."""
+        return model_flops(self.model, self.signals) if isinstance(self.model, RewardModel) else None
 
     def setup(self, stage: str) -> None:
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""

@@ -25,5 +25,4 @@ def all_finite(parameters: Iterable[nn.Parameter]) -> Bool[Tensor, ""]:
     """Whether all weights that learn are finite, as far as this rank has them."""
     learning = [p.detach() for p in parameters if p.requires_grad]
     local = [p.to_local() if isinstance(p, DTensor) else p for p in learning]
-    largest = torch._foreach_norm([p for p in local if p.numel()], torch.inf)
-    return torch.stack([each.float() for each in largest]).isfinite().all()
+    return nn.utils.get_total_norm([p for p in local if p.numel()], norm_type=torch.inf).isfinite()

@@ -161,7 +161,7 @@ class Meter:
         self.since, self.skipped = state["since"], state["skipped"]
         self._begin(tuple(state["names"]), device)
         self._steps, self._normed = state["steps"], state["normed"]
-        found = [(each["sums"], Work.of(each["work"])) for each in state["ranks"]]
+        found = [(each["sums"], Work(*each["work"])) for each in state["ranks"]]
         if len(found) == ranks.count:
             sums, self.work = found[ranks.rank]
         elif ranks.rank == 0:
@@ -235,7 +235,7 @@ class Meter:
                 f"{self._describe(firsts, ranks)}; lower the learning rate or look at these rows, and go on from the "
                 "last checkpoint, which is finite"
             )
-        return [(row[:end], Work.of(row[end + len(self._first) :])) for row in found]
+        return [(row[:end], Work(*row[end + len(self._first) :])) for row in found]
 
     def _describe(self, firsts: list[list[float]], ranks: Ranks) -> str:
         """The first step that was bad: its terms and its rows. Call it on every rank.

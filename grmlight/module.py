@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import sys
 from abc import abstractmethod
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Self
 
 import lightning.pytorch as L
 import torch
@@ -29,6 +30,7 @@ from grmlight.evaluation.pair_figures import pair_values
 from grmlight.gradients import all_finite, clip_gradients, gradient_norm
 from grmlight.meter import RESERVED, Meter, Ranks
 from grmlight.models.flops import ModelFlops
+from grmlight.models.memory import memory_errors
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.objective import Objective, Penalty, check_convex, objective
 from grmlight.regularizers.base import Ramp, Regularizer
@@ -139,14 +141,45 @@ class GroupModule(L.LightningModule):
             penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
         return objective(self.preference(outputs, batch), penalties, batch)
 
+    def memory_advice(self) -> list[str]:
+        """What would make this run fit if it does not, the most effective first."""
+        return []
+
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        return memory_errors(self._describe_memory)
+
+    def _describe_memory(self) -> str:
+        """Where, what would help, and the checkpoint to go on from."""
+        advice = "; ".join(self.memory_advice()) or "smaller packs or a smaller model"
+        checkpoint = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or self.trainer.ckpt_path
+        rest = f"; go on from the last checkpoint with --ckpt_path {checkpoint}" if checkpoint else ""
+        return f" after step {self.global_step}. What makes it fit, the most effective first: {advice}{rest}"
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the module.
+
+        Errors: ValueError that says what to do if it does not fit.
+        """
+        with self._memory_errors():
+            return super().to(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As usual.
+
+        Errors: ValueError that says what to do if it does not fit.
+        """
+        with self._memory_errors():
+            super().backward(loss, *args, **kwargs)
+
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """The loss of one pack, scaled so that Lightning's and the strategy's means give the step's (contract 4)."""
         packs = self.trainer.accumulate_grad_batches
         if batch.packs != packs:
             raise ValueError("accumulate_grad_batches changed during the run; drop the callback that schedules it")
         _seed(self.device, _mix(self.seed, self.global_step, batch.micro_batch, self.global_rank))
-        outputs = self(batch, self.signals)
-        result = self.objective(outputs, batch)
+        with self._memory_errors():
+            outputs = self(batch, self.signals)
+            result = self.objective(outputs, batch)
         terms = {"loss": result.loss.detach(), **result.terms}
         values = pair_values(outputs.rewards_N, batch)
         self.meter.add(batch, self.global_step, terms, values, attention=self._flops is not None)
@@ -175,7 +208,8 @@ class GroupModule(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As usual; what callbacks do after it, such as checkpoints, is no time spent training."""
-        super().optimizer_step(*args, **kwargs)
+        with self._memory_errors():
+            super().optimizer_step(*args, **kwargs)
         self.meter.pause()
 
     def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:

@@ -27,6 +27,7 @@ from grmlight.models import (
     training_memory,
 )
 from grmlight.models.flops import ModelFlops, model_flops
+from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 
 
@@ -109,6 +110,25 @@ class RewardModule(GroupModule):
         """Forward and backward with the signals of this run."""
         return model_flops(self.model, self.signals) if isinstance(self.model, RewardModel) else None
 
+    def memory_advice(self) -> list[str]:
+        """From the backbone's options, the trainer's and the data's."""
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        if trainer.state.fn != "fit":
+            return ["fewer pairs at once (data.init_args.eval_pairs)"]
+        shares = trainer.world_size * trainer.accumulate_grad_batches
+        prepared = getattr(data, "prepared", {}).get("train")
+        setting = Setting(
+            accumulate=trainer.accumulate_grad_batches,
+            pairs=-(-getattr(data, "pairs_per_step", shares) // shares),
+            bf16="bf16" in str(trainer.precision),
+            sharded=self.device_mesh is not None,
+            longest=prepared.report["max_tokens"] if prepared else None,
+            device_bytes=device_memory(self.device),
+            devices=trainer.world_size,
+        )
+        advice = memory_advice(self.backbone, setting)
+        return ["fewer pairs at once (data.init_args.eval_pairs)", *advice] if trainer.validating else advice
+
     def setup(self, stage: str) -> None:
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
         if stage == "fit" and self.model is None:
@@ -127,7 +147,8 @@ class RewardModule(GroupModule):
         self._evaluate(self.set_metrics["test"][dataloader_idx], batch)
 
     def _evaluate(self, metrics: MetricCollection, batch: GroupBatch) -> None:
-        metrics.to(self.device).update(self(batch), batch)
+        with self._memory_errors():
+            metrics.to(self.device).update(self(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log each set's metrics over the whole set."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import resource
 import sys
 import time
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 
@@ -57,22 +57,16 @@ class Work:
         memory: bytes at the peak so far.
     """
 
-    packs: int = 0
-    tokens: int = 0
-    largest: int = 0
-    attended: int = 0
-    scored: int = 0
-    kept: int = 0
-    real: int = 0
-    groups: int = 0
-    seconds: float = 0.0
-    memory: int = 0
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> Self:
-        """From the fields' values in their order."""
-        fields = dataclasses.fields(cls)
-        return cls(**{f.name: type(f.default)(each) for f, each in zip(fields, numbers, strict=True)})  # pyright: ignore[reportCallIssue]
+    packs: float = 0
+    tokens: float = 0
+    largest: float = 0
+    attended: float = 0
+    scored: float = 0
+    kept: float = 0
+    real: float = 0
+    groups: float = 0
+    seconds: float = 0
+    memory: float = 0
 
     def add(self, batch: GroupBatch, attention: bool) -> None:
         """Count a pack; what only FLOPs need is left out without `attention`."""
@@ -88,7 +82,7 @@ class Work:
                 prompt = prefix[response]
                 self.real += bounds[response + 1] - bounds[response] + bounds[prompt + 1] - bounds[prompt]
         if attention:
-            lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+            lengths = [end - start for start, end in itertools.pairwise(bounds)]
             for length, prompt in zip(lengths, prefix, strict=True):
                 self.attended += length * (length + 1) // 2 + (length * lengths[prompt] if prompt >= 0 else 0)
             self.scored += batch.response_L.shape[0]

@@ -127,7 +127,8 @@ class GroupBatch:
         return values_L.new_zeros(self.responses).index_add(0, self.response_L, values_L)
 
     def scored_tokens_N(self) -> Int[Tensor, " N"]:
-        """Scored tokens of each response. (`bincount` would wait for the device.)"""
+        """Scored tokens of each response."""
+        # `bincount` would wait for the device.
         return torch.zeros_like(self.last_N).index_add(0, self.response_L, torch.ones_like(self.response_L))
 
     def mean_by_group(self, values_C: Float[Tensor, " C"]) -> Float[Tensor, " G"]:

@@ -26,7 +26,7 @@ class ModelFlops:
     attended: float
     scored: float
 
-    def of(self, tokens: int, attended: int, scored: int) -> float:
+    def of(self, tokens: float, attended: float, scored: float) -> float:
         """All FLOPs of some packs."""
         return self.token * tokens + self.attended * attended + self.scored * scored
 

@@ -165,7 +165,8 @@ class RewardModule(GroupModule):
 
     def predict_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
         """The rewards of each pair, by row."""
-        return predictions(self(batch).rewards_N, batch)
+        with self._memory_errors():
+            return predictions(self(batch).rewards_N, batch)
 
 
 def _check_fit(config: PretrainedConfig, datamodule: PairDataModule | None) -> None:

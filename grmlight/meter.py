@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
-from grmlight.evaluation.pair_figures import FIGURES, SUMS, PairValues, pair_figures, pair_sums, sum_dtype
+from grmlight.evaluation.pair_figures import NO_TERMS, SUMS, PairValues, pair_figures, pair_sums, sum_dtype
 from grmlight.speed import Clock, Work, peak_memory, together
 
 ASIDE = 32
@@ -32,8 +32,7 @@ KEPT = 4096
 """Packs whose rows are remembered."""
 
 _REWARDS, _NORM = "rewards", "gradient_norm"
-_WORK = ("sharing", "imbalance", "learning_rate", "skipped")
-RESERVED = frozenset({"loss", "preference", _REWARDS, _NORM, *_WORK, *FIGURES})
+RESERVED = NO_TERMS | {"loss", "preference"}
 """Names under `train/` that no regularizer may have."""
 
 

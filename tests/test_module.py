@@ -2,10 +2,12 @@
 
 import json
 import math
+import time
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 
 from grmlight import PairDataModule, RewardModule
@@ -298,3 +300,57 @@ def test_a_schedule_of_the_accumulation_is_refused(data):
 def test_a_ramp_that_will_exceed_one_is_an_error_before_the_first_step(data):
     with pytest.raises(ValueError, match=r"convex weights sum to 1\.5"):
         fit(reward_module(), data(), TextGeneration(Ramp(0.0, 1.5, 100)))
+
+
+class Hungry(Spread):
+    """One that asks for an exabyte in the third step."""
+
+    def penalty(self, outputs, batch):
+        if batch.step == 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return super().penalty(outputs, batch)
+
+
+def test_a_run_that_does_not_fit_says_what_would_and_where_to_go_on(data, tmp_path):
+    checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    with pytest.raises(ValueError, match="^out of memory after step 2") as error:
+        fit(reward_module(), data(), Hungry(), checkpoints, steps=9, enable_checkpointing=True)
+    text = str(error.value)
+    assert "\n" not in text
+    assert (
+        "first: trainer.accumulate_grad_batches: 2 (the same result from 2 instead of 4 pairs at once); backb" in text
+    )
+    assert f"go on from the last checkpoint with --ckpt_path {tmp_path / 'last.ckpt'}" in text
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_an_evaluation_that_does_not_fit_names_its_own_setting(data):
+    module = reward_module()
+    made = trainer()
+    made.fit(module, data())
+    module.model.register_forward_hook(lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="out of memory.*eval_pairs"):
+        made.validate(module, data(), verbose=False)
+
+
+class Slow(L.Callback):
+    """Takes its time where a checkpoint would be written, and in validation."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        time.sleep(0.4)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        time.sleep(0.4)
+
+
+def test_speed_leaves_out_validation_and_what_callbacks_do_after_a_step(data):
+    start = time.perf_counter()
+    (line,) = fit(reward_module(), data(), Slow(), steps=3, log_every_n_steps=3, check_val_every_n_epoch=1)
+    spent = time.perf_counter() - start
+    training = 12 / line["speed/pairs_per_second"]
+    assert 0 < training < spent - 1.2
+
+
+def test_on_nonfinite_is_stop_or_skip():
+    with pytest.raises(ValueError, match="on_nonfinite must be 'stop' or 'skip', got 'ignore'"):
+        reward_module(on_nonfinite="ignore")

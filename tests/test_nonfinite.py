@@ -99,8 +99,8 @@ def test_stop_names_the_first_bad_step_and_its_rows_and_keeps_what_was_finite(ki
     with pytest.raises(ValueError, match=f"step {FIRST}: these terms are not finite: ") as error:
         start("--kind", kind, "--log_every", "5")
     text = str(error.value)
-    terms = text.split(": ")[2].split(" (")[0].split(", ")
-    rows = {int(row) for row in text.split("rows ")[1].split(")")[0].split(", ")}
+    terms = text.split(": ")[2].split(" (", maxsplit=1)[0].split(", ")
+    rows = {int(row) for row in text.split("rows ")[1].split(")", maxsplit=1)[0].split(", ")}
     if kind == "gradient":
         assert terms == ["gradient_norm"]
         assert len(rows) == 4

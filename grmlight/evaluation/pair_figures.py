@@ -40,6 +40,9 @@ FIGURES = (
 )
 """Names of the figures."""
 
+NO_TERMS = frozenset({*FIGURES, "rewards", "gradient_norm", "learning_rate", "sharing", "imbalance", "skipped"})
+"""Names under `train/` that are no term of the loss."""
+
 
 class PairValues(NamedTuple):
     """What the figures need of one pack, on its device.

@@ -6,7 +6,8 @@ Notable decisions:
   their penalties and adds them. No hook edits a loss.
 - A step is exact in groups: see `grmlight.objective`.
 - Dropout is seeded at each micro-batch from (seed, step, micro-batch, rank), so no generator state is saved.
-- Training terms stay on the device and are flushed every `log_every_n_steps`; nothing waits for the device in a step.
+- Training figures stay on the device and are flushed every `log_every_n_steps`; nothing waits for the device in a step,
+  unless steps that are not finite shall be skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import math
 import sys
 from abc import abstractmethod
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Self
 
 import lightning.pytorch as L
 import torch
@@ -24,13 +26,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
-from grmlight.meter import Meter
+from grmlight.evaluation.pair_figures import pair_values
+from grmlight.gradients import all_finite, clip_gradients, gradient_norm
+from grmlight.meter import RESERVED, Meter, Ranks
+from grmlight.models.flops import ModelFlops
+from grmlight.models.memory import memory_errors
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.objective import Objective, Penalty, check_convex, objective
 from grmlight.regularizers.base import Ramp, Regularizer
 from grmlight.resume import count_packs
+from grmlight.speed import peak_flops, work_figures
 
 Schedule = Literal["cosine", "linear", "constant"]
+NonFinite = Literal["stop", "skip"]
 
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -46,6 +54,9 @@ class GroupModule(L.LightningModule):
         schedule: course of the learning rate after the warm-up.
         warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
         seed: seed of newly made weights and of dropout.
+        on_nonfinite: what to do about a loss or gradient that is not finite. "stop" ends the run at the next logged
+            line or checkpoint, and names step, terms and rows; "skip" leaves the step out, and waits for the device
+            once a step.
     """
 
     model: torch.nn.Module | None
@@ -56,29 +67,39 @@ class GroupModule(L.LightningModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.03,
         seed: int = 0,
+        on_nonfinite: NonFinite = "stop",
     ) -> None:
         super().__init__()
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}")
         if not 0 <= warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must be at least 0 and below 1, got {warmup_ratio}")
         self.optimizer = optimizer
         self.schedule: Schedule = schedule
         self.warmup_ratio = warmup_ratio
         self.seed = seed
+        self.on_nonfinite: NonFinite = on_nonfinite
         self.model = None
         self._regularizers: list[Regularizer] = []
         self._entering: set[str] = set()
         self.meter = Meter()
         self._resumed: dict[str, Any] = {}
+        self._flops: ModelFlops | None = None
+        self._peak: float | None = None
 
     @abstractmethod
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
         """The preference loss of each group."""
 
+    def model_flops(self) -> ModelFlops | None:
+        """What a step of this model costs, where that is known."""
+        return None
+
     def add_regularizer(self, regularizer: Regularizer) -> None:
         """Take in a regularizer; called in its `setup`. Names are unique; the module's own terms have theirs."""
         if regularizer in self._regularizers:
             return
-        taken = {"preference", "loss", "accuracy", *(other.name for other in self._regularizers)}
+        taken = {*RESERVED, *(other.name for other in self._regularizers)}
         if regularizer.name in taken:
             raise ValueError(
                 f"two terms of the loss are named {regularizer.name!r}; give one of the regularizers another `name`"
@@ -120,26 +141,102 @@ class GroupModule(L.LightningModule):
             penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
         return objective(self.preference(outputs, batch), penalties, batch)
 
+    def memory_advice(self) -> list[str]:
+        """What would make this run fit if it does not, the most effective first."""
+        return []
+
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        return memory_errors(self._describe_memory)
+
+    def _describe_memory(self) -> str:
+        """Where, what would help, and the checkpoint to go on from."""
+        advice = "; ".join(self.memory_advice()) or "smaller packs or a smaller model"
+        checkpoint = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or self.trainer.ckpt_path
+        rest = f"; go on from the last checkpoint with --ckpt_path {checkpoint}" if checkpoint else ""
+        return f" after step {self.global_step}. What makes it fit, the most effective first: {advice}{rest}"
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the module.
+
+        Errors: ValueError that says what to do if it does not fit.
+        """
+        with self._memory_errors():
+            return super().to(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As usual.
+
+        Errors: ValueError that says what to do if it does not fit.
+        """
+        with self._memory_errors():
+            super().backward(loss, *args, **kwargs)
+
     def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
         """The loss of one pack, scaled so that Lightning's and the strategy's means give the step's (contract 4)."""
-        if batch.packs != self.trainer.accumulate_grad_batches:
+        packs = self.trainer.accumulate_grad_batches
+        if batch.packs != packs:
             raise ValueError("accumulate_grad_batches changed during the run; drop the callback that schedules it")
-        torch.manual_seed(_mix(self.seed, self.global_step, batch.micro_batch, self.global_rank))
-        outputs = self(batch, self.signals)
-        result = self.objective(outputs, batch)
-        self.meter.add({"loss": result.loss.detach(), **result.terms, **self.training_figures(outputs, batch)})
-        return result.loss * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        _seed(self.device, _mix(self.seed, self.global_step, batch.micro_batch, self.global_rank))
+        with self._memory_errors():
+            outputs = self(batch, self.signals)
+            result = self.objective(outputs, batch)
+        terms = {"loss": result.loss.detach(), **result.terms}
+        values = pair_values(outputs.rewards_N, batch)
+        self.meter.add(batch, self.global_step, terms, values, attention=self._flops is not None)
+        return result.loss * (self.trainer.world_size * packs)
 
-    def training_figures(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Tensor]:
-        """Further figures of a pack to log; they are summed over the packs and ranks of a step."""
-        difference_C = outputs.rewards_N[batch.better_C] - outputs.rewards_N[batch.worse_C]
-        right_G = batch.mean_by_group((difference_C.detach().sign() * (batch.label_C - 0.5).sign() + 1) / 2)
-        return {"accuracy": (right_G * batch.count_G).sum() / batch.groups_in_step}
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by a norm that stays on the device, or as asked; leave out a step that is not finite, if it shall be."""
+        by_norm = bool(gradient_clip_val) and gradient_clip_algorithm != "value"
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = gradient_norm(parameters) if by_norm or self.on_nonfinite == "skip" else None
+        if norm is not None and self.on_nonfinite == "skip" and not self._finite_on_all_ranks(norm):
+            rank_zero_info(f"{self.meter.drop_step(norm, self._ranks)}: skipped")
+            # An optimizer passes over what has no gradient: no weight, moment or decay moves.
+            optimizer.zero_grad(set_to_none=True)
+            return
+        self.meter.end_step(norm)
+        if by_norm and norm is not None:
+            clip_gradients(parameters, norm, float(gradient_clip_val or 0))
+        elif gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As usual; what callbacks do after it, such as checkpoints, is no time spent training."""
+        with self._memory_errors():
+            super().optimizer_step(*args, **kwargs)
+        self.meter.pause()
 
     def on_train_batch_end(self, outputs: Any, batch: GroupBatch, batch_idx: int) -> None:
         """At the end of a step, log if it is time."""
-        if batch.micro_batch + 1 == self.trainer.accumulate_grad_batches and self.global_step % self._log_every == 0:
+        if batch.micro_batch + 1 < batch.packs:
+            return
+        self.meter.clock.start()
+        if self.global_step % self._log_every == 0:
             self._log_training()
+
+    def on_train_epoch_start(self) -> None:
+        """Time spent training begins."""
+        self.meter.clock.start()
+
+    def on_train_epoch_end(self) -> None:
+        """What callbacks do between two epochs is no time spent training."""
+        self.meter.pause()
+
+    def on_validation_start(self) -> None:
+        """Nor is validation; what the device has still to do before it is."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.meter.pause()
+
+    def on_validation_end(self) -> None:
+        """Go on."""
+        self.meter.clock.start()
 
     def on_train_end(self) -> None:
         """Log the steps that are left over."""
@@ -152,19 +249,34 @@ class GroupModule(L.LightningModule):
         return steps or sys.maxsize
 
     def _log_training(self) -> None:
-        """Hand the meter's means to the loggers and the progress bar."""
-        figures = {f"train/{name}": mean for name, mean in self.meter.flush(self.global_step, self._reduce).items()}
+        """Hand what was measured to the loggers and the progress bar.
+
+        Errors: ValueError that names the first step that was not finite.
+        """
+        read = self.meter.flush(self.global_step, self._ranks)
+        figures = {f"train/{name}": value for name, value in read.figures.items()}
         figures["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for regularizer in self.regularizers:
             figures[f"train/{regularizer.name}_weight"] = regularizer.weight_at(max(self.global_step - 1, 0))
+        if self.on_nonfinite == "skip":
+            figures["train/skipped"] = self.meter.skipped
+        figures |= work_figures(read.work, self.trainer.world_size, self._flops, self._peak)
         for logger in self.loggers:
             logger.log_metrics(figures, step=self.global_step)
-        shown = {f"train/{name}": figures[f"train/{name}"] for name in ("loss", "accuracy")}
+        shown = {name: figures[name] for name in ("train/loss", "train/accuracy") if name in figures}
         self.trainer.progress_bar_metrics.update(shown)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in shown.items()})
 
-    def _reduce(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")
+    def _finite_on_all_ranks(self, norm: Tensor) -> bool:
+        """Wait for the device: are this step's terms and gradient finite?"""
+        return bool(self._gather(self.meter.step_is_finite(norm).float()[None]).all())
+
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks(self.global_rank, self.trainer.world_size, self._gather)
+
+    def _gather(self, vector: Tensor) -> Tensor:
+        return self.trainer.strategy.all_gather(vector.to(self.device)).view(-1, len(vector))
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, with warm-up and schedule counted in optimizer steps."""
@@ -176,8 +288,13 @@ class GroupModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the meter; terms that are not finite are an error, so the last finite checkpoint stays."""
-        checkpoint["grmlight_meter"] = self.meter.state(self.global_step, self._reduce)
+        """Keep the meter; terms or weights that are not finite are an error, so the last finite checkpoint stays."""
+        checkpoint["grmlight_meter"] = self.meter.state(self._ranks)
+        if not self._gather(all_finite(self.parameters()).float()[None]).all():
+            raise ValueError(
+                f"step {self.global_step}: the weights are no longer finite; lower the learning rate, and go on from "
+                "the last checkpoint"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the states of loader and meter for the start of training, and let steps be cut right."""
@@ -203,11 +320,15 @@ class GroupModule(L.LightningModule):
         Errors: ValueError if the checkpoint was written on other data, or if convex weights will exceed 1.
         """
         self._check_weights()
+        self._peak = peak_flops(self.device)
+        self._flops = self.model_flops() if self._peak else None
+        if self.on_nonfinite == "skip":
+            rank_zero_info("on_nonfinite: skip waits for the device once a step; stop does not")
         loader: Any = self.trainer.train_dataloader
         if self._resumed.get("loader") is not None:
             loader.load_state_dict(self._resumed["loader"])
         if (meter := self._resumed.get("meter")) is not None:
-            self.meter.load(meter, self.trainer.is_global_zero, self.device)
+            self.meter.load(meter, self._ranks, self.device)
             if self.global_step > self.meter.since and self.global_step % self._log_every == 0:
                 self._log_training()
         self._resumed = {}
@@ -217,6 +338,13 @@ class GroupModule(L.LightningModule):
         convex = [regularizer for regularizer in self.regularizers if regularizer.mixing == "convex"]
         for step in {0, *(each.weight.steps for each in convex if isinstance(each.weight, Ramp))}:
             check_convex({regularizer.name: regularizer.weight_at(step) for regularizer in convex})
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed dropout's generator alone: `torch.manual_seed` goes through every kind of device, present or not."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Any:

@@ -26,7 +26,9 @@ from grmlight.models import (
     shard,
     training_memory,
 )
-from grmlight.module import GroupModule, Schedule, default_optimizer
+from grmlight.models.flops import ModelFlops, model_flops
+from grmlight.models.memory import Setting, device_memory, memory_advice
+from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 
 
 class RewardModule(GroupModule):
@@ -44,6 +46,8 @@ class RewardModule(GroupModule):
         schedule: course of the learning rate after the warm-up.
         warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
         seed: seed of newly made weights and of dropout.
+        on_nonfinite: "stop" ends a run whose loss or gradient is not finite and names step, terms and rows, "skip"
+            leaves such steps out, at the cost of waiting for the device once a step.
 
     Source: GRM (arXiv 2406.10216).
     """
@@ -59,8 +63,9 @@ class RewardModule(GroupModule):
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.03,
         seed: int = 0,
+        on_nonfinite: NonFinite = "stop",
     ) -> None:
-        super().__init__(optimizer, schedule, warmup_ratio, seed)
+        super().__init__(optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
         self.backbone = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
@@ -101,6 +106,29 @@ class RewardModule(GroupModule):
         )
         return batch.mean_by_group(batch.weight_C * loss_C)
 
+    def model_flops(self) -> ModelFlops | None:
+        """Forward and backward with the signals of this run."""
+        return model_flops(self.model, self.signals) if isinstance(self.model, RewardModel) else None
+
+    def memory_advice(self) -> list[str]:
+        """From the backbone's options, the trainer's and the data's."""
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        if trainer.state.fn != "fit":
+            return ["fewer pairs at once (data.init_args.eval_pairs)"]
+        shares = trainer.world_size * trainer.accumulate_grad_batches
+        prepared = getattr(data, "prepared", {}).get("train")
+        setting = Setting(
+            accumulate=trainer.accumulate_grad_batches,
+            pairs=-(-getattr(data, "pairs_per_step", shares) // shares),
+            bf16="bf16" in str(trainer.precision),
+            sharded=self.device_mesh is not None,
+            longest=prepared.report["max_tokens"] if prepared else None,
+            device_bytes=device_memory(self.device),
+            devices=trainer.world_size,
+        )
+        advice = memory_advice(self.backbone, setting)
+        return ["fewer pairs at once (data.init_args.eval_pairs)", *advice] if trainer.validating else advice
+
     def setup(self, stage: str) -> None:
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
         if stage == "fit" and self.model is None:
@@ -119,7 +147,8 @@ class RewardModule(GroupModule):
         self._evaluate(self.set_metrics["test"][dataloader_idx], batch)
 
     def _evaluate(self, metrics: MetricCollection, batch: GroupBatch) -> None:
-        metrics.to(self.device).update(self(batch), batch)
+        with self._memory_errors():
+            metrics.to(self.device).update(self(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log each set's metrics over the whole set."""
@@ -136,7 +165,8 @@ class RewardModule(GroupModule):
 
     def predict_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
         """The rewards of each pair, by row."""
-        return predictions(self(batch).rewards_N, batch)
+        with self._memory_errors():
+            return predictions(self(batch).rewards_N, batch)
 
 
 def _check_fit(config: PretrainedConfig, datamodule: PairDataModule | None) -> None:

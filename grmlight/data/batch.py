@@ -66,6 +66,7 @@ class GroupBatch:
         step: optimizer step within the epoch, from 0.
         micro_batch: position of this pack within its step.
         packs: packs of the step on each rank.
+        repeated: whether all its groups are repeated: `count_G` as the host knows it.
     """
 
     input_ids_T: Int[Tensor, " T"]
@@ -88,6 +89,7 @@ class GroupBatch:
     step: int = 0
     micro_batch: int = 0
     packs: int = 1
+    repeated: bool = False
 
     @classmethod
     def from_arrays(
@@ -107,6 +109,7 @@ class GroupBatch:
             step=step,
             micro_batch=micro_batch,
             packs=packs,
+            repeated=not arrays["count_G"].any(),
         )
 
     @property
@@ -125,7 +128,8 @@ class GroupBatch:
 
     def scored_tokens_N(self) -> Int[Tensor, " N"]:
         """Scored tokens of each response."""
-        return torch.bincount(self.response_L, minlength=self.responses)
+        # `bincount` would wait for the device.
+        return torch.zeros_like(self.last_N).index_add(0, self.response_L, torch.ones_like(self.response_L))
 
     def mean_by_group(self, values_C: Float[Tensor, " C"]) -> Float[Tensor, " G"]:
         """Mean of a value of each comparison over the group's comparisons; a group without any gets 0."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from grmlight.evaluation.pair_figures import NO_TERMS
 from grmlight.evaluation.run_report import run_directory
 
 if TYPE_CHECKING:
@@ -50,24 +51,28 @@ def read_series(path: Path) -> Series:
 
 
 def plot_learning_curve(series: Series) -> Figure:
-    """Two panels over optimizer steps: the terms of the training loss, and accuracy by set."""
+    """Three panels over optimizer steps: the terms of the training loss, accuracy and reward margin by set."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    loss, accuracy, margin = figure.subplots(1, 3)
     for name, points in sorted(series.items()):
         steps, values = zip(*points, strict=True)
-        if name.endswith("accuracy"):
-            accuracy.plot(steps, values, label=name.removesuffix("/accuracy"), marker=".")
-        elif name.startswith("train/") and not name.endswith(("weight", "learning_rate")):
-            loss.plot(steps, values, label=name.removeprefix("train/"))
+        group, _, figure_name = name.rpartition("/")
+        if figure_name == "accuracy":
+            accuracy.plot(steps, values, label=group, marker=".")
+        elif figure_name == "margin":
+            margin.plot(steps, values, label=group, marker=".")
+        elif group == "train" and figure_name not in NO_TERMS and not figure_name.endswith("_weight"):
+            loss.plot(steps, values, label=figure_name)
     loss.set(xlabel="optimizer step", ylabel="training loss, unweighted terms", yscale="log")
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(NullFormatter())
     accuracy.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0.3, 1.0))
-    for panel in (loss, accuracy):
+    margin.set(xlabel="optimizer step", ylabel="mean reward margin")
+    for panel in (loss, accuracy, margin):
         panel.grid(alpha=0.3)
         if panel.lines:
             panel.legend(fontsize="small")

@@ -12,95 +12,61 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from grmlight.data.batch import GroupBatch
+from grmlight.evaluation.pair_figures import SUMS, pair_figures, pair_sums, pair_values
 from grmlight.models.outputs import Outputs
 
 
-class _Mean(Metric):
-    """A mean of a value over comparisons or responses."""
+class PairFigures(Metric):
+    """What `pair_figures` reads: accuracy, margin, rewards by side, calibration, and their correlation with length."""
 
     full_state_update = False
-    total: Tensor
-    count: Tensor
+    sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(SUMS, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _add(self, values: Tensor, counts: Tensor) -> None:
-        self.total += (values.double() * counts).sum()
-        self.count += counts.sum()
+    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
+        """Add the pairs of a batch."""
+        self.sums += pair_sums([pair_values(outputs.rewards_N, batch)])
 
-    def compute(self) -> Tensor:
-        """The mean, NaN over nothing."""
-        return (self.total / self.count).float()
+    def compute(self) -> dict[str, Tensor]:
+        """The figures by name."""
+        return {name: torch.tensor(value) for name, value in pair_figures(self.sums.tolist()).items()}
 
 
-class _Ordering(_Mean):
-    """Share of comparisons that a value orders as labeled: equal values count one half, labeled ties do not count."""
+class LongerWins(Metric):
+    """The ruler: share of pairs that the number of scored tokens orders as labeled, and how many pairs count.
 
-    higher_is_better = True
+    Equal lengths count one half, labeled ties do not count.
+    """
 
-    def _compare(self, values_N: Tensor, batch: GroupBatch) -> None:
+    full_state_update = False
+    right: Tensor
+    pairs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("right", "pairs"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
+        """Add the pairs of a batch."""
+        tokens_N = batch.scored_tokens_N()
         side_C = (batch.label_C - 0.5).sign()
-        right_C = ((values_N[batch.better_C] - values_N[batch.worse_C]).sign() * side_C + 1) / 2
-        self._add(right_C, batch.count_G[batch.group_C] * side_C.abs())
+        right_C = ((tokens_N[batch.better_C] - tokens_N[batch.worse_C]).sign() * side_C + 1) / 2
+        count_C = batch.count_G[batch.group_C] * side_C.abs()
+        self.right += (right_C * count_C).sum()
+        self.pairs += count_C.sum()
 
-
-class PairAccuracy(_Ordering):
-    """Share of comparisons that the rewards order as labeled."""
-
-    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
-        """Add the comparisons of a batch."""
-        self._compare(outputs.rewards_N, batch)
-
-
-class RewardMargin(_Mean):
-    """Mean of better minus worse reward."""
-
-    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
-        """Add the comparisons of a batch."""
-        self._add(outputs.rewards_N[batch.better_C] - outputs.rewards_N[batch.worse_C], batch.count_G[batch.group_C])
-
-
-class RewardMean(_Mean):
-    """Mean reward of all responses."""
-
-    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
-        """Add the responses of a batch."""
-        self._add(outputs.rewards_N, batch.count_G[batch.group_N])
-
-
-class LongerWins(_Ordering):
-    """The ruler: share of comparisons that the number of scored tokens orders as labeled."""
-
-    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
-        """Add the comparisons of a batch."""
-        self._compare(batch.scored_tokens_N(), batch)
-
-
-class PairCount(_Mean):
-    """Comparisons that `PairAccuracy` counts."""
-
-    def update(self, outputs: Outputs, batch: GroupBatch) -> None:
-        """Add the comparisons of a batch."""
-        count_C = batch.count_G[batch.group_C] * (batch.label_C != 0.5)
-        self._add(torch.zeros_like(count_C), count_C)
-
-    def compute(self) -> Tensor:
-        """Their number."""
-        return self.count.float()
+    def compute(self) -> dict[str, Tensor]:
+        """The share, NaN over nothing, and the number of pairs that it and the accuracy count."""
+        return {"longer_wins": (self.right / self.pairs).float(), "pairs": self.pairs.float()}
 
 
 def pair_metrics(prefix: str) -> MetricCollection:
     """The metrics of one evaluation set, named `prefix` + metric."""
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": PairAccuracy(),
-        "margin": RewardMargin(),
-        "reward": RewardMean(),
-        "longer_wins": LongerWins(),
-        "pairs": PairCount(),
-    }
+    metrics: dict[str, Metric | MetricCollection] = {"figures": PairFigures(), "ruler": LongerWins()}
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 

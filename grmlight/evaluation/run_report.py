@@ -10,13 +10,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.metrics import wilson_interval
+from grmlight.evaluation.pair_figures import FIGURES
 
 
 class RunReport(Callback):
     """Prints the data's lint before the first step and the results at the end; keeps both as JSON.
 
     Writes `data.json` (for each set: rows, used, refused and noted rows by reason) and `results.json` (for each
-    evaluation set: accuracy with its 95% interval, beside "longer wins" and, after training, a bag of words).
+    evaluation set: accuracy with its 95% interval, beside "longer wins" and, after training, a bag of words, and the
+    other figures of `docs/metrics.md`).
     """
 
     def __init__(self) -> None:
@@ -77,7 +79,7 @@ def run_directory(trainer: Trainer) -> Path | None:
 
 
 def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, float]]:
-    """For each evaluation set: accuracy, its 95% interval, the rulers, and the number of pairs."""
+    """For each evaluation set: the figures, accuracy's 95% interval, the rulers, and the number of pairs."""
     datamodule: Any = getattr(trainer, "datamodule", None)
     results = {}
     for name in getattr(datamodule, f"{stage}_sources", {}):
@@ -87,6 +89,8 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
             continue
         found = {key: float(value) for key, value in figures.items() if value is not None}
         found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["pairs"]))
+        figures = {key: trainer.callback_metrics.get(prefix + key) for key in FIGURES}
+        found |= {key: float(value) for key, value in figures.items() if value is not None}
         results[name] = found
         store = datamodule.prepared[name].store
         if (train := datamodule.prepared.get("train")) and found["pairs"] == len(store):

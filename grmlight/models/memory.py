@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -62,3 +65,70 @@ def training_memory(options: BackboneConfig) -> TrainingMemory:
     ]
     trainable = sum(options.lora.r * (layer.in_features + layer.out_features) for layer in adapted)
     return TrainingMemory(parameters, trainable, parameters * width + trainable * 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What decides how much memory a run takes, beside its backbone.
+
+    Attributes:
+        accumulate: packs of a step on each device.
+        pairs: pairs of one pack, at most.
+        bf16: whether it computes in bf16.
+        sharded: whether weights and optimizer states are shared out over devices.
+        longest: tokens of the longest pair, where they are known.
+        device_bytes: memory of one device, where it is known.
+        devices: their number.
+    """
+
+    accumulate: int
+    pairs: int
+    bf16: bool
+    sharded: bool
+    longest: int | None = None
+    device_bytes: int | None = None
+    devices: int = 1
+
+
+def memory_advice(options: BackboneConfig, setting: Setting) -> list[str]:
+    """What would make a run fit that does not, the most effective first; only what is not in use yet."""
+    state = training_memory(options).state_bytes / (setting.devices if setting.sharded else 1)
+    bf16_weights = options.dtype == "float32" and (options.lora is not None or options.frozen)
+    activations = {
+        f"trainer.accumulate_grad_batches: {2 * setting.accumulate} (the same result from {setting.pairs // 2 or 1} "
+        f"instead of {setting.pairs} pairs at once)": setting.pairs > 1,
+        "backbone.gradient_checkpointing: true (a third more time)": not options.gradient_checkpointing,
+        "trainer.precision: bf16-mixed": not setting.bf16 and not setting.sharded,
+        f"data.init_args.prepare.max_length below {setting.longest}, the tokens of the longest pair": bool(
+            setting.longest
+        ),
+    }
+    states = {
+        "backbone.lora: {} (adapters alone learn)": options.lora is None and not options.frozen,
+        "backbone.dtype: bfloat16 (frozen weights take half)": bf16_weights,
+        "configs/fsdp.yaml (each device holds a part of the weights)": not setting.sharded,
+    }
+    large = setting.device_bytes is not None and state > 0.8 * setting.device_bytes
+    return [text for text, helps in (states | activations if large else activations | states).items() if helps]
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU, or of this machine; None for other devices."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else None
+
+
+@contextlib.contextmanager
+def memory_errors(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn an allocation that failed, on a GPU or on the CPU, into a ValueError of one line.
+
+    Args:
+        advice: asked for what to say after "out of memory".
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ValueError(f"out of memory{advice()}") from error

@@ -1,8 +1,12 @@
 """The memory estimate against a model that was really built."""
 
+import dataclasses
+
 import pytest
+import torch
 
 from grmlight.models import BackboneConfig, training_memory
+from grmlight.models.memory import Setting, memory_advice, memory_errors
 from tests.tiny_models import PACKABLE, tiny_backbone, tiny_reward_model
 
 
@@ -23,3 +27,38 @@ def test_eight_billion_parameters_in_full_are_128_gigabytes():
     assert found.parameters == 8_030_261_248
     assert found.state_bytes == 16 * found.parameters
     assert "take 128 GB, activations aside: at least 2 GPUs of 80 GB; 16.1 GB on each of 8" in found.describe(8)
+
+
+SETTING = Setting(accumulate=2, pairs=8, bf16=False, sharded=False, longest=3000, device_bytes=80 * 10**9, devices=1)
+
+
+def named(advice):
+    return [text.split(" ")[0].rstrip(":") for text in advice]
+
+
+def test_advice_begins_with_what_helps_most():
+    small = named(memory_advice(tiny_backbone(), SETTING))
+    assert small == [
+        "trainer.accumulate_grad_batches",
+        "backbone.gradient_checkpointing",
+        "trainer.precision",
+        "data.init_args.prepare.max_length",
+        "backbone.lora",
+        "configs/fsdp.yaml",
+    ]
+    large = named(memory_advice(tiny_backbone(), dataclasses.replace(SETTING, device_bytes=1)))
+    assert large == small[-2:] + small[:-2]
+
+
+def test_advice_names_only_what_is_not_in_use():
+    backbone = tiny_backbone(lora=True, gradient_checkpointing=True)
+    setting = dataclasses.replace(SETTING, pairs=1, bf16=True, sharded=True, longest=None)
+    assert named(memory_advice(backbone, setting)) == ["backbone.dtype"]
+    assert memory_advice(dataclasses.replace(backbone, dtype="bfloat16"), setting) == []
+
+
+def test_an_allocation_that_fails_is_one_line_and_other_errors_pass():
+    with pytest.raises(ValueError, match=r"^out of memory: do this$"), memory_errors(lambda: ": do this"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="inconsistent"), memory_errors(lambda: ""):
+        torch.zeros(2) @ torch.zeros(3)

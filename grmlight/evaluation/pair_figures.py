@@ -1,0 +1,134 @@
+"""Figures of rewards on pairs, from sums that add up over packs, steps and ranks.
+
+Training and evaluation read the same figures from the same sums; `docs/metrics.md` has the formulas. Groups that only
+fill an empty share (count 0) enter none of them, and comparison weights enter none: they scale losses alone.
+
+Shape suffixes: C comparisons, N responses, B bins, S sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grmlight.data.batch import GroupBatch
+
+BINS = 10
+"""Bins of equal width for the probability of the side that the rewards prefer, which lies between 0.5 and 1."""
+
+# Rows of the two tables whose products are summed, and so the places of those sums.
+_ONE, _BETTER, _WORSE, _PREDICTED, _SIDE = range(5)
+_ONES, _REWARD, _LENGTH = range(3)
+
+SUMS = 5 * 5 + 3 * 3 + BINS
+
+
+FIGURES = (
+    "accuracy",
+    "margin",
+    "chosen_reward",
+    "chosen_reward_std",
+    "rejected_reward",
+    "rejected_reward_std",
+    "ece",
+    "length_correlation",
+)
+"""Names of the figures."""
+
+NO_TERMS = frozenset({*FIGURES, "rewards", "gradient_norm", "learning_rate", "sharing", "imbalance", "skipped"})
+"""Names under `train/` that are no term of the loss."""
+
+
+class PairValues(NamedTuple):
+    """What the figures need of one pack, on its device.
+
+    Attributes:
+        better_C, worse_C: rewards of both sides.
+        label_C: probability that `better` is better.
+        count_C: 1, or 0 for a comparison of a repeated group.
+        rewards_N: rewards of all responses.
+        tokens_N: their scored tokens.
+        count_N: 1, or 0 for a response of a repeated group.
+    """
+
+    better_C: Float[Tensor, " C"]
+    worse_C: Float[Tensor, " C"]
+    label_C: Float[Tensor, " C"]
+    count_C: Float[Tensor, " C"]
+    rewards_N: Float[Tensor, " N"]
+    tokens_N: Float[Tensor, " N"]
+    count_N: Float[Tensor, " N"]
+
+
+def pair_values(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> PairValues:
+    """Pick the values of a pack."""
+    rewards_N = rewards_N.detach()
+    return PairValues(
+        better_C=rewards_N.index_select(0, batch.better_C),
+        worse_C=rewards_N.index_select(0, batch.worse_C),
+        label_C=batch.label_C,
+        count_C=batch.count_G.index_select(0, batch.group_C),
+        rewards_N=rewards_N,
+        tokens_N=batch.sum_by_response(rewards_N.new_ones(()).expand(batch.response_L.shape[0])),
+        count_N=batch.count_G.index_select(0, batch.group_N),
+    )
+
+
+def pair_sums(packs: Sequence[PairValues]) -> Float[Tensor, " S"]:
+    """The sums over some packs, in float64 where the device has it. Nothing waits for the device."""
+    dtype = sum_dtype(packs[0].rewards_N.device)
+    parts = [torch.cat(parts).to(dtype) for parts in zip(*packs, strict=True)]
+    better_C, worse_C, label_C, count_C, rewards_N, tokens_N, count_N = parts
+    difference_C, surplus_C = better_C - worse_C, label_C - 0.5
+    predicted_C = difference_C.sign()
+    pairs = torch.stack([torch.ones_like(better_C), better_C, worse_C, predicted_C, surplus_C.sign()])
+    responses = torch.stack([torch.ones_like(rewards_N), rewards_N, tokens_N])
+    confidence_C = difference_C.abs().sigmoid()
+    gap_C = (0.5 + predicted_C * surplus_C - confidence_C) * count_C
+    bin_C = ((2 * confidence_C - 1) * BINS).long().clamp(0, BINS - 1)
+    return torch.cat(
+        [
+            ((pairs * count_C) @ pairs.T).flatten(),
+            ((responses * count_N) @ responses.T).flatten(),
+            gap_C.new_zeros(BINS).index_add(0, bin_C, gap_C),
+        ]
+    )
+
+
+def pair_figures(sums: Sequence[float]) -> dict[str, float]:
+    """The figures by name; one that is not defined on these pairs is left out.
+
+    Args:
+        sums: S numbers, from `pair_sums`.
+    """
+    pairs = [sums[5 * row : 5 * row + 5] for row in range(5)]
+    responses = [sums[25 + 3 * row : 28 + 3 * row] for row in range(3)]
+    count, labeled = pairs[_ONE][_ONE], pairs[_SIDE][_SIDE]
+    figures = {}
+    if labeled:
+        figures["accuracy"] = (pairs[_PREDICTED][_SIDE] / labeled + 1) / 2
+    if count:
+        figures["margin"] = (pairs[_ONE][_BETTER] - pairs[_ONE][_WORSE]) / count
+        for name, side in (("chosen", _BETTER), ("rejected", _WORSE)):
+            mean = pairs[_ONE][side] / count
+            figures[f"{name}_reward"] = mean
+            figures[f"{name}_reward_std"] = math.sqrt(max(pairs[side][side] / count - mean * mean, 0.0))
+        figures["ece"] = sum(map(abs, sums[34:])) / count
+    number = responses[_ONES][_ONES]
+    squares = [number * responses[row][row] for row in (_REWARD, _LENGTH)]
+    spread = [square - responses[_ONES][row] ** 2 for square, row in zip(squares, (_REWARD, _LENGTH), strict=True)]
+    # Below this it is what rounding leaves of equal values.
+    if all(each > 1e-13 * square for each, square in zip(spread, squares, strict=True)):
+        shared = number * responses[_REWARD][_LENGTH] - responses[_ONES][_REWARD] * responses[_ONES][_LENGTH]
+        figures["length_correlation"] = shared / math.sqrt(spread[0] * spread[1])
+    return figures
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The widest dtype for sums on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -320,6 +320,7 @@ class GroupModule(L.LightningModule):
         Errors: ValueError if the checkpoint was written on other data, or if convex weights will exceed 1.
         """
         self._check_weights()
+        self._ask_for_termination_less()
         self._peak = peak_flops(self.device)
         self._flops = self.model_flops() if self._peak else None
         if self.on_nonfinite == "skip":
@@ -332,6 +333,20 @@ class GroupModule(L.LightningModule):
             if self.global_step > self.meter.since and self.global_step % self._log_every == 0:
                 self._log_training()
         self._resumed = {}
+
+    def _ask_for_termination_less(self) -> None:
+        """Let ranks ask each other once a logged line whether one of them was told to end.
+
+        Lightning does so before each pack, and each waits for the answer of its device.
+        """
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        ask = loop._broadcast_sigterm_tensor
+
+        def ask_at_lines() -> None:
+            if self.global_step % self._log_every == 0:
+                ask()
+
+        loop._broadcast_sigterm_tensor = ask_at_lines
 
     def _check_weights(self) -> None:
         """Convex weights change in straight lines, so their sum is largest where a ramp begins or ends."""

@@ -354,3 +354,20 @@ def test_speed_leaves_out_validation_and_what_callbacks_do_after_a_step(data):
 def test_on_nonfinite_is_stop_or_skip():
     with pytest.raises(ValueError, match="on_nonfinite must be 'stop' or 'skip', got 'ignore'"):
         reward_module(on_nonfinite="ignore")
+
+
+class Asking(L.Callback):
+    """Does before each pack what Lightning does on several ranks, and counts who is really asked."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.steps = []
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: self.steps.append(trainer.global_step)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+
+
+def test_ranks_ask_each_other_whether_to_end_once_a_line(data):
+    asking = Asking()
+    fit(reward_module(), data(), asking, steps=8, log_every_n_steps=3)
+    assert asking.steps == [0, 3, 6]

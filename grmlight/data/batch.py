@@ -66,6 +66,8 @@ class GroupBatch:
         step: optimizer step within the epoch, from 0.
         micro_batch: position of this pack within its step.
         packs: packs of the step on each rank.
+        reference_logps_N: the log-prob of each response's scored tokens under the start model, in nats, where it was
+            computed before training (`grmlight.reference`).
     """
 
     input_ids_T: Int[Tensor, " T"]
@@ -88,6 +90,7 @@ class GroupBatch:
     step: int = 0
     micro_batch: int = 0
     packs: int = 1
+    reference_logps_N: Float[Tensor, " N"] | None = None
 
     @classmethod
     def from_arrays(

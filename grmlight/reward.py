@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
@@ -96,11 +96,7 @@ class RewardModule(GroupModule):
             return
         model = self._build() if self.model is None else self.model
         assert isinstance(model, RewardModel)
-        weights = ""
-        if stored:
-            weights = start_weights(self.trainer, model)
-            # Lightning does so later; the log-probs are to be those of the dtype that is trained.
-            self.trainer.precision_plugin.convert_module(model)
+        weights = start_weights(self.trainer, model) if stored else ""
         if self.model is None and self.device_mesh is not None:
             shard(model, self.device_mesh["data_parallel"])
         self.model = model
@@ -129,6 +125,21 @@ class RewardModule(GroupModule):
             pairs=datamodule.pairs_per_step,
             unchanged=bool(weights) and weights == self._start_weights,
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the reference log-probs belong to, beside the rest."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["grmlight_start_weights"] = self._start_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose run had another start model, and with it other reference log-probs."""
+        super().on_load_checkpoint(checkpoint)
+        start = checkpoint.get("grmlight_start_weights")
+        if start and self._start_weights and start != self._start_weights:
+            raise ValueError(
+                "the checkpoint's run had other start weights, to which its DPO penalty refers; "
+                "give the backbone and seed that it began with"
+            )
 
     def _build(self) -> RewardModel:
         _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))

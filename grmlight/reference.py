@@ -133,7 +133,7 @@ def _compute(
             logps_N[index_N.to(device)] = outputs.logps_N[counted_N.to(device)].float()
     for part in model.modules():
         if isinstance(part, FSDPModule):
-            # The root stays gathered after a forward, and the optimizer is to be made of the shards.
+            # The root stays gathered after a forward; whoever builds on the model is to find shards.
             part.reshard()
     return trainer.strategy.reduce(logps_N, reduce_op="sum")
 

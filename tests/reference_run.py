@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from grmlight import PairDataModule, RewardModule
 from grmlight.models import HeadConfig, gather
@@ -33,6 +34,10 @@ class Mortal(RewardModule):
     """Dies at one of the model's first forwards, all of which belong to the pass."""
 
     last_forward = 0
+
+    def configure_model(self):
+        super().configure_model()
+        assert self.device_mesh is None or all(isinstance(each, DTensor) for each in self.parameters())
 
     def _build(self):
         model = super()._build()

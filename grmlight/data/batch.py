@@ -137,10 +137,24 @@ class GroupBatch:
         return sums_G / zeros_G.index_add(0, self.group_C, torch.ones_like(values_C)).clamp(min=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
-        moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
+        """The same batch on another device. To a GPU it goes in one copy a dtype, for which the host does not wait."""
+        tensors = {
+            field.name: value
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
+        if torch.device(device).type == "cuda" and self.input_ids_T.device.type == "cpu":
+            moved = _copied_together(tensors, device)
+        else:
+            moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
         return dataclasses.replace(self, **moved)
+
+
+def _copied_together(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Tensors of one axis on a GPU: laid end to end in pinned memory, copied, and cut again."""
+    moved: dict[str, Tensor] = {}
+    for dtype in {tensor.dtype for tensor in tensors.values()}:
+        names = [name for name, tensor in tensors.items() if tensor.dtype == dtype]
+        joined = torch.cat([tensors[name] for name in names]).pin_memory().to(device, non_blocking=True)
+        moved |= zip(names, joined.split([len(tensors[name]) for name in names]), strict=True)
+    return moved

@@ -1,5 +1,6 @@
 """Numbers kept beside a store: where they lie, what they belong to, and what is never taken for them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -102,6 +104,16 @@ def test_a_batch_carries_them_to_another_device(prepared):
     (batch,) = GroupLoader(prepared.store, GROUPS, reference_logps=kept)
     assert batch.to("meta").reference_logps_N.device.type == "meta"
     assert next(iter(GroupLoader(prepared.store, GROUPS))).to("meta").reference_logps_N is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_batch_arrives_whole_on_a_gpu(prepared):
+    kept = ResponseValues(values(), first_responses(prepared.directory))
+    (batch,) = GroupLoader(prepared.store, GROUPS, reference_logps=kept)
+    back = batch.to("cuda").to("cpu")
+    for field in dataclasses.fields(batch):
+        before, after = getattr(batch, field.name), getattr(back, field.name)
+        assert torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
 
 
 @pytest.mark.parametrize("entry", ["weights", "precision"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -29,6 +32,9 @@ from grmlight.models import (
 from grmlight.models.flops import ModelFlops, model_flops
 from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
+from grmlight.reference import reference_logps, start_weights
+
+Reference = Literal["store", "copy"]
 
 
 class RewardModule(GroupModule):
@@ -42,6 +48,9 @@ class RewardModule(GroupModule):
         use_margin: subtract each pair's annotated margin inside the loss.
         label_smoothing: share of the label given to the other side.
         packing: "auto" packs wherever the model is proven to allow it, "never" pads.
+        reference: where the start model's log-probs come from that DPO needs where the backbone is fully trained:
+            "store" computes them once before the first step and keeps them in the training pairs' store, "copy" holds
+            a second, frozen model in memory (sharded as the first). With adapters they are switched off instead.
         optimizer: makes the optimizer from the trainable parameters.
         schedule: course of the learning rate after the warm-up.
         warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
@@ -59,6 +68,7 @@ class RewardModule(GroupModule):
         use_margin: bool = False,
         label_smoothing: float = 0.0,
         packing: Packing = "auto",
+        reference: Reference = "store",
         optimizer: OptimizerCallable = default_optimizer,
         schedule: Schedule = "cosine",
         warmup_ratio: float = 0.03,
@@ -68,32 +78,85 @@ class RewardModule(GroupModule):
         super().__init__(optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}")
+        if reference not in ("store", "copy"):
+            raise ValueError(f"reference must be 'store' or 'copy', got {reference!r}")
         self.backbone = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
         self.head = HeadConfig(kind=head) if isinstance(head, str) else head  # pyright: ignore[reportArgumentType]
         self.use_margin = use_margin
         self.label_smoothing = label_smoothing
         self.packing: Packing = packing
+        self.reference: Reference = reference
+        self._start_weights = ""
         self.set_metrics: dict[str, list[MetricCollection]] = {}
 
     def configure_model(self) -> None:
-        """Build the model once, with just what the regularizers of this run need.
+        """Build the model once, with just what the regularizers of this run need, and compute what they need of it.
 
-        Errors: ValueError if the data does not fit the model's vocabulary or positions.
+        A checkpoint is restored later, so the weights are the start weights here.
+
+        Errors: ValueError if the data does not fit the model's vocabulary or positions, or see `grmlight.reference`.
         """
-        if self.model is not None:
+        stored = self._wants("store") and self.trainer.state.fn == TrainerFn.FITTING
+        if self.model is not None and not stored:
             return
+        model = self._build() if self.model is None else self.model
+        assert isinstance(model, RewardModel)
+        weights = start_weights(self.trainer, model) if stored else ""
+        if self.model is None and self.device_mesh is not None:
+            shard(model, self.device_mesh["data_parallel"])
+        self.model = model
+        if stored:
+            self._compute_reference(model, weights)
+
+    def _wants(self, reference: Reference) -> bool:
+        """Whether this run's regularizers need reference log-probs, and they are to come from there."""
+        trained = self.backbone.lora is None and not self.backbone.frozen
+        return trained and Signal.REFERENCE_LOGPS in self.signals and self.reference == reference
+
+    def _compute_reference(self, model: RewardModel, weights: str) -> None:
+        """Give the DataModule the reference log-probs of its training pairs; `weights` tells those of the model now."""
+        datamodule: PairDataModule | None = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            raise ValueError(
+                "reference log-probs are kept in the store of a PairDataModule's training pairs; "
+                "train with one, or set RewardModule(reference='copy')"
+            )
+        self._start_weights = self._start_weights or weights
+        datamodule.reference_logps = reference_logps(
+            self.trainer,
+            model,
+            datamodule.prepared["train"],
+            self._start_weights,
+            pairs=datamodule.pairs_per_step,
+            unchanged=bool(weights) and weights == self._start_weights,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the reference log-probs belong to, beside the rest."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["grmlight_start_weights"] = self._start_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose run had another start model, and with it other reference log-probs."""
+        super().on_load_checkpoint(checkpoint)
+        start = checkpoint.get("grmlight_start_weights")
+        if start and self._start_weights and start != self._start_weights:
+            raise ValueError(
+                "the checkpoint's run had other start weights, to which its DPO penalty refers; "
+                "give the backbone and seed that it began with"
+            )
+
+    def _build(self) -> RewardModel:
         _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))
         model = RewardModel(
             self.backbone,
             self.head,
-            reference=Signal.REFERENCE_LOGPS in self.signals,
+            reference=self._wants("copy"),
             packing=self.packing,
             seed=self.seed,
         )
         model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
-        if self.device_mesh is not None:
-            shard(model, self.device_mesh["data_parallel"])
-        self.model = model
+        return model
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
         """Bradley-Terry loss of each group: the weighted mean over its comparisons."""

@@ -67,6 +67,8 @@ class GroupBatch:
         micro_batch: position of this pack within its step.
         packs: packs of the step on each rank.
         repeated: whether all its groups are repeated: `count_G` as the host knows it.
+        reference_logps_N: the log-prob of each response's scored tokens under the start model, in nats, where it was
+            computed before training (`grmlight.reference`).
     """
 
     input_ids_T: Int[Tensor, " T"]
@@ -90,6 +92,7 @@ class GroupBatch:
     micro_batch: int = 0
     packs: int = 1
     repeated: bool = False
+    reference_logps_N: Float[Tensor, " N"] | None = None
 
     @classmethod
     def from_arrays(
@@ -138,10 +141,24 @@ class GroupBatch:
         return sums_G / zeros_G.index_add(0, self.group_C, torch.ones_like(values_C)).clamp(min=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
-        moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
+        """The same batch on another device. To a GPU it goes in one copy a dtype, for which the host does not wait."""
+        tensors = {
+            field.name: value
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
+        if torch.device(device).type == "cuda" and self.input_ids_T.device.type == "cpu":
+            moved = _copied_together(tensors, device)
+        else:
+            moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
         return dataclasses.replace(self, **moved)
+
+
+def _copied_together(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Tensors of one axis on a GPU: laid end to end in pinned memory, copied, and cut again."""
+    moved: dict[str, Tensor] = {}
+    for dtype in {tensor.dtype for tensor in tensors.values()}:
+        names = [name for name, tensor in tensors.items() if tensor.dtype == dtype]
+        joined = torch.cat([tensors[name] for name in names]).pin_memory().to(device, non_blocking=True)
+        moved |= zip(names, joined.split([len(tensors[name]) for name in names]), strict=True)
+    return moved

@@ -11,6 +11,7 @@ from grmlight.data.files import cache_directory
 from grmlight.data.loader import GroupLoader, TrainingLoader
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import Prepared, prepare
+from grmlight.data.sidecar import ResponseValues
 from grmlight.data.train_tokenizer import trained_tokenizer
 
 Sources = str | dict[str, str] | None
@@ -28,6 +29,10 @@ class PairDataModule(L.LightningDataModule):
         pairs_per_step: pairs of one optimizer step, over all devices and accumulated packs.
         eval_pairs: pairs of one evaluation step, over all devices.
         seed: seed of the training order.
+
+    Attributes:
+        prepared: the stores by the names of their sets; the training pairs' is "train".
+        reference_logps: of the training pairs' responses; set by a module that computed them for this run.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class PairDataModule(L.LightningDataModule):
         self.eval_pairs = eval_pairs
         self.seed = seed
         self.prepared: dict[str, Prepared] = {}
+        self.reference_logps: ResponseValues | None = None
 
     @property
     def val_sources(self) -> dict[str, str]:
@@ -85,6 +91,8 @@ class PairDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the stores."""
+        # They are of one run's start model; the next run may have another.
+        self.reference_logps = None
         self._prepare(stage)
 
     def _prepare(self, stage: str | None) -> None:
@@ -104,6 +112,7 @@ class PairDataModule(L.LightningDataModule):
             self.pairs_per_step,
             packs=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=self.seed,
+            reference_logps=self.reference_logps,
             **self._place(),
         )
 

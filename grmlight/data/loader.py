@@ -3,12 +3,14 @@
 Notable decisions:
 
 - The order is a pure function of (store, seed, epoch); the deal of (order, pairs_per_step, ranks, packs).
+- Numbers of the store's responses that a run computed (`grmlight.data.sidecar`) travel with the packs.
 - The state moves on before a step's last pack is handed out: Lightning stops after that many packs and never asks for
   one more, and a checkpoint is written only then.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,24 @@ import numpy as np
 
 from grmlight._data_rs import Store, deal_step, epoch_order
 from grmlight.data.batch import GroupBatch
+from grmlight.data.sidecar import ResponseValues
+
+
+@dataclasses.dataclass(frozen=True)
+class Deal:
+    """What one pack of a rank holds.
+
+    Attributes:
+        groups: groups of the store.
+        counts: for each of them 1, or 0 for a group repeated to fill an empty share.
+        groups_in_step: see `GroupBatch`, as are `step` and `micro_batch`.
+    """
+
+    groups: np.ndarray
+    counts: np.ndarray
+    groups_in_step: int
+    step: int
+    micro_batch: int
 
 
 class GroupLoader:
@@ -28,10 +48,18 @@ class GroupLoader:
         ranks: their number.
         packs: packs a step for each rank: `accumulate_grad_batches` in training, 1 in evaluation.
         seed: seed of the order; None goes through the store as it is.
+        reference_logps: of the store's responses; each pack carries those of its own.
     """
 
     def __init__(
-        self, store: Store, pairs_per_step: int, rank: int = 0, ranks: int = 1, packs: int = 1, seed: int | None = None
+        self,
+        store: Store,
+        pairs_per_step: int,
+        rank: int = 0,
+        ranks: int = 1,
+        packs: int = 1,
+        seed: int | None = None,
+        reference_logps: ResponseValues | None = None,
     ) -> None:
         if pairs_per_step < 1:
             raise ValueError(f"pairs_per_step must be at least 1, got {pairs_per_step}")
@@ -39,6 +67,7 @@ class GroupLoader:
         self.pairs_per_step = pairs_per_step
         self.rank, self.ranks, self.packs = rank, ranks, packs
         self.seed = seed
+        self.reference_logps = reference_logps
         self.costs = store.costs
         self._epoch = 0
         self._steps = 0
@@ -52,15 +81,28 @@ class GroupLoader:
         return self.steps_per_epoch * self.packs
 
     def __iter__(self) -> Iterator[GroupBatch]:
+        for deal in self.deals():
+            if deal.micro_batch + 1 == self.packs:
+                self._advance(deal.step)
+            yield self.batch(deal)
+
+    def deals(self) -> Iterator[Deal]:
+        """What the packs hold, in the order of the iteration, without packing anything."""
         order = self._order(self._epoch)
         for step in range(self._steps, self.steps_per_epoch):
             groups = order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
             shares = deal_step(self.costs[groups], self.ranks, self.packs)[self.rank]
             for pack, (positions, counts) in enumerate(shares):
-                if pack + 1 == self.packs:
-                    self._advance(step)
-                arrays = self.store.pack(groups[positions], counts)
-                yield GroupBatch.from_arrays(arrays, len(groups), step=step, micro_batch=pack, packs=self.packs)
+                yield Deal(groups[positions], counts, len(groups), step, pack)
+
+    def batch(self, deal: Deal) -> GroupBatch:
+        """Pack a deal."""
+        arrays = self.store.pack(deal.groups, deal.counts)
+        if self.reference_logps is not None:
+            arrays["reference_logps_N"] = self.reference_logps.of(deal.groups)
+        return GroupBatch.from_arrays(
+            arrays, deal.groups_in_step, step=deal.step, micro_batch=deal.micro_batch, packs=self.packs
+        )
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:

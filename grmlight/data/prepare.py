@@ -29,11 +29,13 @@ class Prepared:
     Attributes:
         source: what was prepared.
         store: the open store.
+        directory: its folder.
         report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, and token counts.
     """
 
     source: str
     store: Store
+    directory: Path
     report: dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Pat
         raise ValueError(
             f"{target}: holds a store of other data, tokenizer or options; remove it or name another folder"
         )
-    return Prepared(source, store, manifest["report"])
+    return Prepared(source, store, target, manifest["report"])
 
 
 def _identity(source: str, tokenizer: Any, options: PrepareOptions) -> str:

@@ -17,7 +17,7 @@ class Signal(StrEnum):
     LOGPS = "logps"
     """Log-probs of every response."""
     REFERENCE_LOGPS = "reference_logps"
-    """Log-probs of every response under the frozen reference, without gradient."""
+    """Log-probs of every response under the start model, without gradient: the batch's, or computed."""
     HIDDEN = "hidden"
     """The hidden state that the reward is read from."""
 

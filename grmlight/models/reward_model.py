@@ -46,7 +46,8 @@ class RewardModel(nn.Module):
         backbone: the causal LM.
         head: the reward head.
         seed: of random weights. The same seed gives the same weights on every rank.
-        reference: keep what `Signal.REFERENCE_LOGPS` needs: a frozen copy, where the backbone is fully trained.
+        reference: keep a frozen copy of a fully trained backbone, from which `Signal.REFERENCE_LOGPS` is computed where
+            a batch does not carry them. Adapters are switched off instead.
         packing: "never" pads even if the model could be packed.
 
     Attributes:
@@ -183,9 +184,14 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def _reference_logps(self, batch: GroupBatch) -> Float[Tensor, " N"]:
+        if batch.reference_logps_N is not None:
+            return batch.reference_logps_N
         lm = self.reference or self.lm
         if lm is self.lm and self.backbone_config.lora is None and not self.backbone_config.frozen:
-            raise ValueError("this model keeps no reference; build it with reference=True")
+            raise ValueError(
+                "the batch carries no reference log-probs and this model keeps no copy to compute them; "
+                "build it with reference=True"
+            )
         with evaluating(lm), adapters_off(lm):
             return self._logps(lm, self._states(lm, batch), batch, None)
 

@@ -17,8 +17,8 @@ class DirectPreference(Regularizer):
     Args:
         weight: GRM's alpha.
         beta: factor of the log-ratio margin.
-        reference: subtract the log-ratio of the frozen start model (LoRA: the adapters switched off; full training: a
-            frozen copy). Without it that ratio is taken as 0.
+        reference: subtract the log-ratio of the start model (LoRA: the adapters switched off; full training: computed
+            once before the first step, see `RewardModule`). Without it that ratio is taken as 0.
         mixing: see `Regularizer`.
         name: see `Regularizer`.
 

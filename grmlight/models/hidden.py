@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from grmlight.data.batch import GroupBatch, Layout
+from grmlight.models.attention import layout_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,10 @@ class HiddenStates:
 def packed_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
     """Run a pack as it is: one row, every prompt once. The decoder must use the packed attention."""
     output = decoder(
-        input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], layout=batch.layout, use_cache=False
+        input_ids=batch.input_ids_T[None],
+        position_ids=batch.positions_T[None],
+        attention_mask=layout_mask(batch.layout),
+        use_cache=False,
     )
     return HiddenStates(output.last_hidden_state[0], batch.last_N, batch.source_L)
 

@@ -78,6 +78,8 @@ class RewardModel(nn.Module):
         if packing == "auto" and not passed.ok:
             _tell_padded(backbone.name or config.model_type, passed.reason)
         self.backbone = load_backbone(backbone, config, PACKED if self.packed else None, seed)
+        if not self.packed:
+            self._check_padded(backbone.name or config.model_type, gate.pads(config))
         self._logps_known = bool(gate.logps_agree(self.lm) if passed.logps is None else passed.logps)
         self._limit = rotary_limit(config)
         self._transform = LogitTransform.of(config)
@@ -164,6 +166,17 @@ class RewardModel(nn.Module):
             ValueError: no reward model lies there, or its tensors do not fit; names them.
         """
         return checkpoint.load(cls, directory, options)
+
+    def _check_padded(self, name: str, fault: str | None) -> None:
+        """Refuse a model whose rewards would depend on the padding; without a verdict, look at the model itself."""
+        if fault is None:
+            with evaluating(self.lm):
+                fault = gate.padding_fault(self.lm)
+        if fault:
+            raise ValueError(
+                f"{name} can be neither packed nor padded ({fault}): its rewards would depend on what else is in a "
+                "batch; choose another model"
+            )
 
     def _states(self, lm: PreTrainedModel, batch: GroupBatch) -> HiddenStates:
         return (packed_states if self.packed else padded_states)(decoder(lm), batch)

@@ -121,7 +121,7 @@ def _opaque(
             f"attention dropout of {dropout} does not go with torch.compile here; set the backbone's config "
             "attention_dropout to 0, or do not compile"
         )
-    return _attend(query, key, value, table, sinks, Terms(scale, window, softcap))
+    return _attend(query, key, value, table, sinks, Terms(scale, window, softcap)).contiguous()
 
 
 @_opaque.register_fake
@@ -151,14 +151,14 @@ def _opaque_backward(
         inputs = [each.detach().requires_grad_() for each in (query, key, value, *([] if sinks is None else [sinks]))]
         again = inputs[3] if sinks is not None else None
         output = _attend(*inputs[:3], table, again, Terms(scale, window, softcap))
-        grads = torch.autograd.grad(output, inputs, grad)
+        grads = [each.contiguous() for each in torch.autograd.grad(output, inputs, grad)]
     return grads[0], grads[1], grads[2], grad.new_empty(0) if sinks is None else grads[3]
 
 
 @_opaque_backward.register_fake
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, sinks: Tensor | None, *terms: Any) -> Any:  # noqa: ARG001
-    empties = [torch.empty_like(each) for each in (query, key, value)]
-    return *empties, grad.new_empty(0) if sinks is None else torch.empty_like(sinks)
+    empties = [each.new_empty(each.shape) for each in (query, key, value)]
+    return *empties, grad.new_empty(0 if sinks is None else sinks.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001

@@ -86,7 +86,9 @@ def _cut_layers(text: PretrainedConfig, layers: int, kept: int) -> None:
 
 def _cut_heads(text: PretrainedConfig) -> None:
     """At most two key heads with at most two query heads each; their size stays, as rotary tables depend on it."""
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)
+    if heads is None:
+        return
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     kept_keys = min(key_heads, 2)
     kept = kept_keys * min(heads // key_heads, 2)

@@ -106,7 +106,7 @@ def _attend_explicitly(
     terms: Terms,
     sinks_A: Tensor | None,
 ) -> Tensor:
-    """One piece with terms that scaled_dot_product_attention does not know; the softmax is in float32."""
+    """One piece with terms that scaled_dot_product_attention does not know; the softmax is in float32 at least."""
     assert bias_QS is not None
     repeats = query_BAQD.shape[1] // key_BKSD.shape[1]
     scores_BAQS = (query_BAQD @ key_BKSD.repeat_interleave(repeats, dim=1).mT) * terms.scale
@@ -116,7 +116,8 @@ def _attend_explicitly(
     if sinks_A is not None:
         column_BAQ1 = sinks_A.to(scores_BAQS.dtype)[None, :, None, None].expand(*scores_BAQS.shape[:3], 1)
         scores_BAQS = torch.cat([scores_BAQS, column_BAQ1], dim=-1)
-    weights_BAQS = F.softmax(scores_BAQS, dim=-1, dtype=torch.float32).to(query_BAQD.dtype)
+    dtype = torch.promote_types(scores_BAQS.dtype, torch.float32)
+    weights_BAQS = F.softmax(scores_BAQS, dim=-1, dtype=dtype).to(query_BAQD.dtype)
     if sinks_A is not None:
         weights_BAQS = weights_BAQS[..., :-1]
     weights_BAQS = F.dropout(weights_BAQS, p=terms.dropout, training=terms.dropout > 0)

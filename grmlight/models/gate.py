@@ -64,6 +64,7 @@ class _Question:
 
     @classmethod
     def about(cls, config: PretrainedConfig) -> _Question:
+        """The question whether this config's models pack or pad."""
         return cls(config, type(config), config.to_json_string(use_diff=False))
 
 
@@ -117,15 +118,16 @@ def logps_agree(lm: PreTrainedModel, tokens: int = 4) -> bool | None:
 
 @functools.lru_cache(maxsize=32)
 def _packs(question: _Question) -> GateResult:
-    config = question.config
+    kinds = sorted(set(layer_types(question.config)) - _PACKABLE)
+    foreign = f"it has layers of kind {', '.join(kinds)}" if kinds else ""
     with seeded(0), torch.device("cpu"), torch.no_grad():
         try:
-            twin_config = shrink(config)
+            twin_config = shrink(question.config)
             twin = build(twin_config, "eager")
             _one_by_one(twin, _probe_batch(torch.device("cpu")))
         except Exception as error:  # whatever a foreign config class or model raises
-            return GateResult(ok=False, reason=f"no small twin of it can be built and run: {_brief(error)}")
-        reason = _packing_fault(config, twin_config, twin)
+            return GateResult(ok=False, reason=foreign or f"no small twin of it can be built and run: {_brief(error)}")
+        reason = foreign or _packing_fault(twin_config, twin)
         return GateResult(ok=not reason, reason=reason, logps=logps_agree(twin))
 
 
@@ -142,10 +144,8 @@ def _pads(question: _Question) -> str | None:
         return padding_fault(rows, twin)
 
 
-def _packing_fault(config: PretrainedConfig, twin_config: PretrainedConfig, twin: PreTrainedModel) -> str:
-    foreign = set(layer_types(config)) - _PACKABLE
-    if foreign:
-        return f"it has layers of kind {', '.join(sorted(foreign))}"
+def _packing_fault(twin_config: PretrainedConfig, twin: PreTrainedModel) -> str:
+    """Why a twin's pack is wrong; empty if it is right."""
     layers = twin_config.get_text_config(decoder=True).num_hidden_layers
     batch, calls = _probe_batch(torch.device("cpu")), []
     try:
@@ -156,7 +156,7 @@ def _packing_fault(config: PretrainedConfig, twin_config: PretrainedConfig, twin
             return f"{len(calls)} of its {layers} layers use exchangeable attention"
         control_TH = _run(packed, batch, Layout(bounds=(0, len(batch.input_ids_T)), prefix=(-1,), responses=()), [])
     except Exception as error:  # whatever a foreign model raises
-        return _brief(error) if calls else f"its attention cannot be exchanged ({_brief(error)})"
+        return _brief(error) if calls else "its attention cannot be exchanged"
     expected_TH = _one_by_one(twin, batch)
     if not (_difference(states_TH, expected_TH) < TOLERANCE):
         return "a pack and its sequences one by one differ"
@@ -240,8 +240,6 @@ def _difference(states_TH: Tensor, expected_TH: Tensor) -> float:
 
 
 def _brief(error: Exception, length: int = 160) -> str:
-    if isinstance(error, KeyError) and _COUNTED in error.args:
-        return "it chooses among its own kinds of attention"
     name = "" if type(error) is ValueError else f"{type(error).__name__}: "
     text = " ".join(f"{name}{error}".split())
     return text if len(text) <= length else f"{text[:length]}..."

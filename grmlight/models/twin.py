@@ -35,12 +35,19 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
     kept = min(layers, max(needed, MIN_LAYERS))
     if getattr(text, "num_kv_shared_layers", 0):
         # The last layers borrow keys of earlier ones of their kind.
-        text.num_kv_shared_layers, kept = min(layers // 2, kept), min(layers, 2 * kept)
+        text.num_kv_shared_layers, kept = 1, min(layers, kept + 1)
     _cut_layers(text, layers, kept)
     _cut_heads(text)
     for name, size in _MAX_SIZES.items():
-        if isinstance(getattr(text, name, None), int):
-            setattr(text, name, min(getattr(text, name), size))
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            setattr(text, name, min(value, size))
+        elif isinstance(value, list):
+            setattr(text, name, [min(each, size) for each in value])
+    for name in config.sub_configs:
+        # Eyes and ears, which no text comes by.
+        if getattr(config, name, None) is not text and hasattr(getattr(config, name, None), "num_hidden_layers"):
+            getattr(config, name).num_hidden_layers = 1
     if getattr(text, "sliding_window", None) is not None:
         text.sliding_window = min(text.sliding_window, WINDOW)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

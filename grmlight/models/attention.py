@@ -148,9 +148,10 @@ def _opaque_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # An operator's kernel runs below autograd; this brings it back.
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = [each.detach().requires_grad_() for each in (query, key, value, *([] if sinks is None else [sinks]))]
-        again = inputs[3] if sinks is not None else None
-        output = _attend(*inputs[:3], table, again, Terms(scale, window, softcap))
+        query, key, value = (each.detach().requires_grad_() for each in (query, key, value))
+        sinks = None if sinks is None else sinks.detach().requires_grad_()
+        output = _attend(query, key, value, table, sinks, Terms(scale, window, softcap))
+        inputs = [query, key, value, *([] if sinks is None else [sinks])]
         grads = [each.contiguous() for each in torch.autograd.grad(output, inputs, grad)]
     return grads[0], grads[1], grads[2], grad.new_empty(0) if sinks is None else grads[3]
 

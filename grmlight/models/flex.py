@@ -101,7 +101,10 @@ def seen_blocks(layout: Layout) -> Tensor:
     seen_NN = torch.zeros(blocks, blocks, dtype=torch.bool)
     for segment, prefix in enumerate(layout.prefix):
         start, end = layout.bounds[segment], layout.bounds[segment + 1]
-        for first, last in [(start, end), *([(layout.bounds[prefix], layout.bounds[prefix + 1])] if prefix >= 0 else [])]:
+        for first, last in [
+            (start, end),
+            *([(layout.bounds[prefix], layout.bounds[prefix + 1])] if prefix >= 0 else []),
+        ]:
             if start < end and first < last:
                 seen_NN[start // BLOCK : -(-end // BLOCK), first // BLOCK : -(-last // BLOCK)] = True
     # A key never lies behind its query.

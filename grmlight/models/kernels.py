@@ -122,7 +122,9 @@ def proven(use: _Use) -> Attend:
             return WAYS[use.kind]
     except Exception as error:  # whatever a kernel raises on a device that it does not know
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    logger.warning("attention kernel %s is not used here: %s. A loop over segments is: right, but slow", use.kind, reason)
+    logger.warning(
+        "attention kernel %s is not used here: %s. A loop over segments is: right, but slow", use.kind, reason
+    )
     return attend_segments
 
 

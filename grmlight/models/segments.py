@@ -62,7 +62,9 @@ def attend_segments(
     """Attention over the segments of a pack, one piece of queries at a time.
 
     Args:
-        query_BATD, key_BKTD, value_BKTE: the pack's states.
+        query_BATD: the pack's queries.
+        key_BKTD: its keys.
+        value_BKTE: its values.
         layout: the segments.
         terms: what is done to the scores.
         sinks_A: a score for each head that takes part in the softmax and has no value (gpt-oss).

@@ -53,8 +53,8 @@ def attend_token_by_token(
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     outputs = []
-    for token, keys in enumerate(visible(layout)):
-        keys = keys if terms.window is None else keys[-terms.window :]
+    for token, seen in enumerate(visible(layout)):
+        keys = seen if terms.window is None else seen[-terms.window :]
         outputs.append(_one_query(query[0, :, token], key[0][:, keys], value[0][:, keys], terms, sinks))
     return torch.stack(outputs)[None]
 

@@ -63,7 +63,9 @@ def test_pieces_of_a_long_segment_are_even_and_cover_it():
 
 def test_biases_are_made_once_a_layout():
     pieces = segments._pieces(LAYOUT, 6, False, torch.float32, torch.device("cpu"))
-    again = segments._pieces(layout_of((31, [9, 70, 1]), (0, [5, 44]), (12, [3])), 6, False, torch.float32, torch.device("cpu"))
+    again = segments._pieces(
+        layout_of((31, [9, 70, 1]), (0, [5, 44]), (12, [3])), 6, False, torch.float32, torch.device("cpu")
+    )
     assert pieces is again
 
 

@@ -23,7 +23,9 @@ def kept_promises(monkeypatch):
         assert enable_gqa == (q.shape[1] != k.shape[1])
         return varlen(q, k, v, cu_q, cu_k, max_q, max_k, Terms(scale), window_size)
 
-    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, dropout_p, softmax_scale, causal, window_size, softcap):
+    def flash_attn_varlen_func(
+        q, k, v, cu_q, cu_k, max_q, max_k, dropout_p, softmax_scale, causal, window_size, softcap
+    ):
         calls.append((window_size, dropout_p, softcap))
         assert causal
         return varlen(q, k, v, cu_q, cu_k, max_q, max_k, Terms(softmax_scale, softcap=softcap or None), window_size)

@@ -12,6 +12,9 @@ WINDOW = 7
 
 MIN_LAYERS = 4
 
+MIN_POSITIONS = 64
+"""More than a probe's longest sequence has: beyond its positions a model may be right about nothing."""
+
 MAX_PARAMETERS = 2**27
 """Of a twin; a larger one would make a probe slow."""
 
@@ -44,6 +47,8 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
             setattr(text, name, min(value, size))
         elif isinstance(value, list):
             setattr(text, name, [min(each, size) for each in value])
+    if getattr(text, "max_position_embeddings", None) is not None:
+        text.max_position_embeddings = max(text.max_position_embeddings, MIN_POSITIONS)
     for name in config.sub_configs:
         # Eyes and ears, which no text comes by.
         if getattr(config, name, None) is not text and hasattr(getattr(config, name, None), "num_hidden_layers"):

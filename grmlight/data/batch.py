@@ -11,6 +11,7 @@ Notable decisions:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -44,6 +45,14 @@ class Layout:
         rows = list(zip(self.bounds, self.bounds[1:], self.prefix, strict=False))
         table_S3 = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
         object.__setattr__(self, "table_S3", table_S3)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of the longest response together with its prompt, or of a longer prompt."""
+        lengths = [end - start for start, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        return max(
+            length + (lengths[seen] if seen >= 0 else 0) for length, seen in zip(lengths, self.prefix, strict=True)
+        )
 
     @classmethod
     def of(cls, table_S3: Int[Tensor, "S 3"]) -> Self:

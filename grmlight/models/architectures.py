@@ -24,6 +24,7 @@ _MISSING: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "hunyuan_v1_dense": _ROPE,
     "hunyuan_v1_moe": _ROPE,
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": _ROPE,
     "nemotron": {"num_key_value_heads": 8},

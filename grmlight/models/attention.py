@@ -87,7 +87,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, table_11S3: Tensor, sinks_A: Tensor | None, terms: Terms
 ) -> Tensor:
     layout = _read(table_11S3.cpu().contiguous().numpy().tobytes())
-    if terms.window is not None and terms.window >= layout.bounds[-1]:
+    if terms.window is not None and terms.window >= layout.longest:
         # One that hides nothing would only keep a kernel from its plain case.
         terms = dataclasses.replace(terms, window=None)
     return attend(query, key, value, layout, terms, sinks_A)

@@ -26,7 +26,7 @@ from grmlight.models import checkpoint, gate
 from grmlight.models.attention import PACKED
 from grmlight.models.backbone import BackboneConfig, adapters_off, decoder, language_head, load_backbone, read_config
 from grmlight.models.heads import HeadConfig, RewardHead
-from grmlight.models.hidden import HiddenStates, longest_sequence, packed_states, rotary_limit
+from grmlight.models.hidden import HiddenStates, packed_states, rotary_limit
 from grmlight.models.logprobs import LogitTransform, token_logps
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
@@ -110,7 +110,7 @@ class RewardModel(nn.Module):
                 f"{type(self.lm).__name__} computes its logits in a way that grmlight does not know; "
                 "train it without penalties on log-probs"
             )
-        if self._limit is not None and (longest := longest_sequence(batch.layout)) > self._limit:
+        if self._limit is not None and (longest := batch.layout.longest) > self._limit:
             raise ValueError(
                 f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
                 f"depend on what else is in a batch; set max_length to {self._limit} or less"

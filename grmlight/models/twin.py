@@ -41,12 +41,7 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
         text.num_kv_shared_layers, kept = 1, min(layers, kept + 1)
     _cut_layers(text, layers, kept)
     _cut_heads(text)
-    for name, size in _MAX_SIZES.items():
-        value = getattr(text, name, None)
-        if isinstance(value, int):
-            setattr(text, name, min(value, size))
-        elif isinstance(value, list):
-            setattr(text, name, [min(each, size) for each in value])
+    _cut_sizes(text)
     if getattr(text, "max_position_embeddings", None) is not None:
         text.max_position_embeddings = max(text.max_position_embeddings, MIN_POSITIONS)
     for name in config.sub_configs:
@@ -94,6 +89,16 @@ def _cut_layers(text: PretrainedConfig, layers: int, kept: int) -> None:
     for name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
         if getattr(text, name, None) is not None:
             setattr(text, name, kept)
+
+
+def _cut_sizes(text: PretrainedConfig) -> None:
+    """Vocabulary, widths and experts, whether one number says them or one a layer."""
+    for name, size in _MAX_SIZES.items():
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            setattr(text, name, min(value, size))
+        elif isinstance(value, list):
+            setattr(text, name, [min(each, size) for each in value])
 
 
 def _cut_heads(text: PretrainedConfig) -> None:

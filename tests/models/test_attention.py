@@ -37,6 +37,20 @@ def test_a_layout_survives_its_table():
     assert torch.equal(again.table_S3, LAYOUT.table_S3)
 
 
+def test_the_longest_sequence():
+    assert LAYOUT.longest == 11 + 9
+    assert layout_of((30, [2]), (0, [31])).longest == 32
+    assert layout_of((30, [2]), (0, [33])).longest == 33
+
+
+def test_a_window_that_hides_nothing_is_none(monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, layout, terms, sinks: seen.append(terms.window))
+    for window in (LAYOUT.longest - 1, LAYOUT.longest):
+        packed_attention(nn.Module(), *random_states(LAYOUT), layout_mask(LAYOUT), sliding_window=window)
+    assert seen == [LAYOUT.longest - 1, None]
+
+
 @pytest.mark.parametrize("mask", [None, torch.zeros(1, 1, 47, 47), torch.ones(1, 1, 47, 47, dtype=torch.bool)])
 def test_anything_but_a_layout_is_refused(mask):
     with pytest.raises(ValueError, match="needs a pack's layout"):

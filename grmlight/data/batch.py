@@ -11,6 +11,7 @@ Notable decisions:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -31,11 +32,34 @@ class Layout:
         bounds: S + 1 token offsets; segment s is `bounds[s]:bounds[s + 1]`. Prompts may be empty, responses never are.
         prefix: for each segment the segment of the prompt that it also sees, or -1 for a prompt.
         responses: the N segments that are responses, in order.
+        table_S3: the same as a tensor on the CPU: start, end and prefix of each segment. Models hand it down to their
+            attention, and compilers need not look at its numbers.
     """
 
     bounds: tuple[int, ...]
     prefix: tuple[int, ...]
     responses: tuple[int, ...]
+    table_S3: Int[Tensor, "S 3"] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        rows = list(zip(self.bounds, self.bounds[1:], self.prefix, strict=False))
+        table_S3 = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
+        object.__setattr__(self, "table_S3", table_S3)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of the longest response together with its prompt, or of a longer prompt."""
+        lengths = [end - start for start, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        return max(
+            length + (lengths[seen] if seen >= 0 else 0) for length, seen in zip(lengths, self.prefix, strict=True)
+        )
+
+    @classmethod
+    def of(cls, table_S3: Int[Tensor, "S 3"]) -> Self:
+        """The layout that a table says."""
+        starts, ends, prefix = zip(*table_S3.tolist(), strict=True)
+        responses = tuple(segment for segment, seen in enumerate(prefix) if seen >= 0)
+        return cls((*starts, ends[-1]), prefix, responses)
 
 
 @dataclasses.dataclass(frozen=True)

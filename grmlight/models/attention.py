@@ -4,42 +4,51 @@ Notable decisions:
 
 - One function, registered with transformers under `PACKED`. No mask function is registered beside it, so transformers
   builds no mask, whatever the layer kind.
-- The `Layout` travels to every layer as the forward keyword `layout`. Without it the function refuses: a plain causal
-  pass over a pack would be wrong in silence.
-- A layer is a loop of scaled_dot_product_attention over the segments. Queries align with the end of their keys.
-- Shape suffixes: B batch (1), A query heads, K key heads, T tokens, Q queries and S keys of a segment, D head size.
+- The layout's table travels to every layer as the attention mask: a mask of four axes is handed down as it is, by
+  every model, through gradient checkpointing too. Without it the function refuses: a plain causal pass over a pack
+  would be wrong in silence.
+- To torch.compile a layer's attention is one opaque operator. The table is a tensor to it, so packs of other layouts
+  do not recompile. Its backward runs the forward again.
+- Shape suffixes: B batch (1), A query heads, K key heads, T tokens, S segments, D head size, E head size of the values.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from grmlight.data.batch import Layout
+from grmlight.models.kernels import attend
+from grmlight.models.segments import Terms
 
 PACKED = "grmlight_packed"
 
-_UNKNOWN_TERMS = ("s_aux", "position_bias")
+_UNKNOWN_TERMS = ("position_bias",)
 """Keywords that add to the scores and that this function does not know."""
+
+
+def layout_mask(layout: Layout) -> Int[Tensor, "1 1 S 3"]:
+    """What a model that uses the packed attention takes as its attention mask."""
+    return layout.table_S3[None, None]
 
 
 def packed_attention(
     module: nn.Module,
-    query_BATD: Float[Tensor, "B A T D"],
-    key_BKTD: Float[Tensor, "B K T D"],
-    value_BKTD: Float[Tensor, "B K T E"],
-    attention_mask: Tensor | None,
-    layout: Layout | None = None,
+    query: Float[Tensor, "B A T D"],
+    key: Float[Tensor, "B K T D"],
+    value: Float[Tensor, "B K T E"],
+    attention_mask: Int[Tensor, "1 1 S 3"] | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " A"] | None = None,
     **terms: Any,
 ) -> tuple[Float[Tensor, "B T A E"], None]:
     """Attention over the segments of a pack, in the form that transformers calls.
@@ -47,92 +56,121 @@ def packed_attention(
     Raises:
         ValueError: the layout did not arrive, or the model adds a term to its scores that is not known here.
     """
-    if layout is None or attention_mask is not None:
+    if not _is_layout(attention_mask):
         raise ValueError(
-            f"attention {PACKED!r} needs a pack's layout and takes no mask; to call this model in another way, "
+            f"attention {PACKED!r} needs a pack's layout in place of a mask; to call this model in another way, "
             "select its own attention first: model.set_attn_implementation('eager')"
         )
+    assert attention_mask is not None
     for name in _UNKNOWN_TERMS:
         if terms.get(name) is not None:
             raise ValueError(f"{type(module).__name__} adds {name} to its attention, which packing does not know")
-
-    lengths = [end - start for start, end in zip(layout.bounds, layout.bounds[1:], strict=False)]
-    queries, keys, values = (states.split(lengths, dim=2) for states in (query_BATD, key_BKTD, value_BKTD))
-    biases = _biases(layout, sliding_window, softcap is not None, query_BATD.dtype, query_BATD.device)
-    outputs = []
-    for segment, prefix in enumerate(layout.prefix):
-        if lengths[segment] == 0:
-            continue
-        key, value = keys[segment], values[segment]
-        if prefix >= 0:
-            key = torch.cat([keys[prefix], key], dim=2)
-            value = torch.cat([values[prefix], value], dim=2)
-        outputs.append(_attend(queries[segment], key, value, biases[segment], scaling, dropout, softcap))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    states = query, key, value, attention_mask, s_aux
+    if torch.compiler.is_compiling():
+        return _opaque(*states, scale, sliding_window, softcap, dropout), None
+    return _attend(*states, Terms(scale, sliding_window, softcap, dropout)), None
 
 
 AttentionInterface.register(PACKED, packed_attention)
 
 
+def _is_layout(mask: Tensor | None) -> bool:
+    return mask is not None and mask.dtype == torch.int64 and mask.dim() == 4 and mask.shape[-1] == 3
+
+
 def _attend(
-    query_BAQD: Tensor,
-    key_BKSD: Tensor,
-    value_BKSD: Tensor,
-    bias_QS: Tensor | None,
-    scaling: float | None,
-    dropout: float,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, table_11S3: Tensor, sinks_A: Tensor | None, terms: Terms
 ) -> Tensor:
-    """One segment; without a bias it is plainly causal, with as many keys as queries."""
-    repeats = query_BAQD.shape[1] // key_BKSD.shape[1]
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            query_BAQD,
-            key_BKSD,
-            value_BKSD,
-            attn_mask=bias_QS,
-            dropout_p=dropout,
-            is_causal=bias_QS is None,
-            scale=scaling,
-            enable_gqa=repeats > 1,
-        )
-    assert bias_QS is not None
-    scale = query_BAQD.shape[-1] ** -0.5 if scaling is None else scaling
-    scores_BAQS = (query_BAQD @ key_BKSD.repeat_interleave(repeats, dim=1).mT) * scale
-    scores_BAQS = softcap * torch.tanh(scores_BAQS / softcap)
-    weights_BAQS = F.softmax(scores_BAQS + bias_QS, dim=-1, dtype=torch.float32).to(query_BAQD.dtype)
-    weights_BAQS = F.dropout(weights_BAQS, p=dropout, training=dropout > 0)
-    return weights_BAQS @ value_BKSD.repeat_interleave(repeats, dim=1)
+    layout = _read(table_11S3.cpu().contiguous().numpy().tobytes())
+    if terms.window is not None and terms.window >= layout.longest:
+        # One that hides nothing would only keep a kernel from its plain case.
+        terms = dataclasses.replace(terms, window=None)
+    return attend(query, key, value, layout, terms, sinks_A)
 
 
 @functools.lru_cache(maxsize=4)
-def _biases(
-    layout: Layout, window: int | None, explicit: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor | None, ...]:
-    """For each segment what is added to its scores; None where plain causality says it all, unless `explicit`.
-
-    Kept for the layers that follow: they share it, and so does what autograd saves of it.
-    """
-    made: dict[tuple[int, int], Tensor | None] = {}
-    biases = []
-    for segment, prefix in enumerate(layout.prefix):
-        queries = layout.bounds[segment + 1] - layout.bounds[segment]
-        keys = queries + (layout.bounds[prefix + 1] - layout.bounds[prefix] if prefix >= 0 else 0)
-        shape = (queries, keys)
-        if shape not in made:
-            plain = queries == keys and not explicit and (window is None or window >= keys)
-            made[shape] = None if plain else _bias(queries, keys, window, dtype, device)
-        biases.append(made[shape])
-    return tuple(biases)
+def _read(table: bytes) -> Layout:
+    """A table's layout, read once for the layers that follow."""
+    return Layout.of(torch.frombuffer(bytearray(table), dtype=torch.int64).reshape(-1, 3))
 
 
-def _bias(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a query sees a key and -inf elsewhere; the last query stands at the last key."""
-    # What inference mode makes cannot be saved for a later backward, and this may outlive the call.
-    with torch.inference_mode(False):
-        query_Q1 = torch.arange(keys - queries, keys, device=device)[:, None]
-        key_S = torch.arange(keys, device=device)
-        unseen_QS = key_S > query_Q1
-        if window is not None:
-            unseen_QS |= key_S <= query_Q1 - window
-        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(unseen_QS, float("-inf"))
+_SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor table, Tensor? sinks, float scale, SymInt? window, float? softcap"
+)
+
+
+@torch.library.custom_op("grmlight::packed_attention", mutates_args=(), schema=f"{_SCHEMA}, float dropout) -> Tensor")
+def _opaque(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    if dropout:
+        raise ValueError(
+            f"attention dropout of {dropout} does not go with torch.compile here; set the backbone's config "
+            "attention_dropout to 0, or do not compile"
+        )
+    return _attend(query, key, value, table, sinks, Terms(scale, window, softcap)).contiguous()
+
+
+@_opaque.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *terms: Any) -> Tensor:  # noqa: ARG001
+    batch, heads, tokens, _ = query.shape
+    return query.new_empty(batch, tokens, heads, value.shape[-1])
+
+
+@torch.library.custom_op(
+    "grmlight::packed_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_SCHEMA[1:]}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _opaque_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # An operator's kernel runs below autograd; this brings it back.
+    with torch.inference_mode(False), torch.enable_grad():
+        query, key, value = (each.detach().requires_grad_() for each in (query, key, value))
+        sinks = None if sinks is None else sinks.detach().requires_grad_()
+        output = _attend(query, key, value, table, sinks, Terms(scale, window, softcap))
+        inputs = [query, key, value, *([] if sinks is None else [sinks])]
+        grads = [each.contiguous() for each in torch.autograd.grad(output, inputs, grad)]
+    return grads[0], grads[1], grads[2], grad.new_empty(0) if sinks is None else grads[3]
+
+
+@_opaque_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, sinks: Tensor | None, *terms: Any) -> Any:  # noqa: ARG001
+    empties = [each.new_empty(each.shape) for each in (query, key, value)]
+    return *empties, grad.new_empty(0 if sinks is None else sinks.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    query, key, value, table, sinks, *ctx.terms, _ = inputs
+    ctx.save_for_backward(query, key, value, table, sinks)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    *grads, grad_sinks = _opaque_backward(grad, *saved, *ctx.terms)
+    return *grads, None, None if saved[4] is None else grad_sinks, None, None, None, None
+
+
+_opaque.register_autograd(_backward, setup_context=_keep)

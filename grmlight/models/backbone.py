@@ -233,7 +233,9 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
 def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
     output = language_head(lm)
     linear = {
-        name for name, layer in lm.named_modules() if isinstance(layer, nn.Linear | Conv1D) and layer is not output
+        name: layer
+        for name, layer in lm.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output
     }
     absent = [target for target in options.targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if absent or not options.targets:
@@ -244,6 +246,7 @@ def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=list(options.targets),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():

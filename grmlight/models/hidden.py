@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from grmlight.data.batch import GroupBatch, Layout
+from grmlight.data.batch import GroupBatch
+from grmlight.models.attention import layout_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +39,12 @@ class HiddenStates:
 def packed_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
     """Run a pack as it is: one row, every prompt once. The decoder must use the packed attention."""
     output = decoder(
-        input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], layout=batch.layout, use_cache=False
+        input_ids=batch.input_ids_T[None],
+        position_ids=batch.positions_T[None],
+        attention_mask=layout_mask(batch.layout),
+        use_cache=False,
     )
     return HiddenStates(output.last_hidden_state[0], batch.last_N, batch.source_L)
-
-
-def longest_sequence(layout: Layout) -> int:
-    """Tokens of the longest response together with its prompt."""
-    lengths = [end - start for start, end in zip(layout.bounds, layout.bounds[1:], strict=False)]
-    return max(lengths[response] + lengths[layout.prefix[response]] for response in layout.responses)
 
 
 def rotary_limit(config: PretrainedConfig) -> int | None:

@@ -26,7 +26,7 @@ from grmlight.models import checkpoint, gate
 from grmlight.models.attention import PACKED
 from grmlight.models.backbone import BackboneConfig, adapters_off, decoder, language_head, load_backbone, read_config
 from grmlight.models.heads import HeadConfig, RewardHead
-from grmlight.models.hidden import HiddenStates, longest_sequence, packed_states, rotary_limit
+from grmlight.models.hidden import HiddenStates, packed_states, rotary_limit
 from grmlight.models.logprobs import LogitTransform, token_logps
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
@@ -79,6 +79,8 @@ class RewardModel(nn.Module):
         if packing == "auto" and not passed.ok:
             _tell_padded(backbone.name or config.model_type, passed.reason)
         self.backbone = load_backbone(backbone, config, PACKED if self.packed else None, seed)
+        if not self.packed:
+            self._check_padded(backbone.name or config.model_type, gate.pads(config))
         self._logps_known = bool(gate.logps_agree(self.lm) if passed.logps is None else passed.logps)
         self._limit = rotary_limit(config)
         self._transform = LogitTransform.of(config)
@@ -109,7 +111,7 @@ class RewardModel(nn.Module):
                 f"{type(self.lm).__name__} computes its logits in a way that grmlight does not know; "
                 "train it without penalties on log-probs"
             )
-        if self._limit is not None and (longest := longest_sequence(batch.layout)) > self._limit:
+        if self._limit is not None and (longest := batch.layout.longest) > self._limit:
             raise ValueError(
                 f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
                 f"depend on what else is in a batch; set max_length to {self._limit} or less"
@@ -165,6 +167,17 @@ class RewardModel(nn.Module):
             ValueError: no reward model lies there, or its tensors do not fit; names them.
         """
         return checkpoint.load(cls, directory, options)
+
+    def _check_padded(self, name: str, fault: str | None) -> None:
+        """Refuse a model whose rewards would depend on the padding; without a verdict, look at the model itself."""
+        if fault is None:
+            with evaluating(self.lm):
+                fault = gate.padding_fault(self.lm)
+        if fault:
+            raise ValueError(
+                f"{name} can be neither packed nor padded ({fault}): its rewards would depend on what else is in a "
+                "batch; choose another model"
+            )
 
     def _states(self, lm: PreTrainedModel, batch: GroupBatch) -> HiddenStates:
         return (packed_states if self.packed else padded_states)(decoder(lm), batch)

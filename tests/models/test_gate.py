@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 
@@ -9,20 +10,22 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, LlamaForCausalLM
 
-from grmlight.data.batch import Layout
-from grmlight.models import RewardModel, Signal, gate, packs, read_config
+from grmlight.models import BackboneConfig, RewardModel, Signal, gate, packs, read_config
+from grmlight.models.padded import padded_states
 from tests.reference.packing import pack_groups
-from tests.tiny_models import PACKABLE, tiny_backbone, tiny_reward_model
+from tests.tiny_models import PACKABLE, UNPACKABLE, tiny_backbone, tiny_reward_model
 
 NEVER = {
-    "bloom": "0 of its 2 layers use exchangeable attention",
-    "mpt": "",
+    "bloom": "its attention cannot be exchanged",
+    "mpt": "its attention cannot be exchanged",
     "falcon": "its attention cannot be exchanged",
     "gptj": "its attention cannot be exchanged",
-    "codegen": "",
-    "stablelm": "it does not hand a pack's layout down to its attention",
-    "gpt_oss": "GptOssAttention adds s_aux to its attention, which packing does not know",
+    "codegen": "no small twin of it can be built and run: RuntimeError",
+    "bart": "a pack and its sequences one by one differ",
     "llama4_text": "it has layers of kind chunked_attention",
+    "lfm2_moe": "no small twin of it",
+    "mamba": "it has layers of kind linear_attention",
+    "diffllama": "8 of its 4 layers use exchangeable attention",
 }
 
 
@@ -37,12 +40,15 @@ def test_tiny_models_that_pack(architecture):
     assert result == gate.GateResult(ok=True, logps=True)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma", "gemma2", "mistral", "qwen2", "qwen3", "phi3", "olmo2"])
+@pytest.mark.parametrize(
+    "model_type",
+    "llama gemma gemma2 gemma3 gemma3n_text mistral qwen2 qwen3 phi3 olmo2 stablelm gpt_oss deepseek_v3".split(),
+)
 def test_models_of_full_size_are_probed_on_a_small_twin(model_type):
     config = full_size(model_type)
     twin = gate.shrink(config)
-    assert twin.num_hidden_layers <= 8
-    assert twin.vocab_size <= 128
+    assert twin.get_text_config().num_hidden_layers <= 10
+    assert twin.get_text_config().vocab_size <= 128
     assert packs(config).ok
 
 
@@ -50,7 +56,6 @@ def test_models_of_full_size_are_probed_on_a_small_twin(model_type):
 def test_models_that_do_not_pack(model_type, reason):
     result = packs(full_size(model_type))
     assert not result.ok
-    assert result.reason
     assert result.reason.startswith(reason)
     assert "\n" not in result.reason
     assert result.logps is not False
@@ -71,10 +76,11 @@ def test_a_twin_keeps_every_kind_of_layer():
 
 
 def test_a_wrong_attention_is_caught(monkeypatch):
-    def forgets_the_prompt(module, *states, layout, calls=None, **terms):
-        calls.append(module)
-        alone = Layout(layout.bounds, (-1,) * len(layout.prefix), ())
-        return gate.packed_attention(module, *states, layout=alone, **terms)
+    def forgets_the_prompt(module, query, key, value, attention_mask, **terms):
+        gate._calls.get().append(module)
+        alone = attention_mask.clone()
+        alone[..., 2] = -1
+        return gate.packed_attention(module, query, key, value, alone, **terms)
 
     monkeypatch.setitem(gate.AttentionInterface._global_mapping, gate._COUNTED, forgets_the_prompt)
     gate._packs.cache_clear()
@@ -83,10 +89,12 @@ def test_a_wrong_attention_is_caught(monkeypatch):
     assert result.reason == "a pack and its sequences one by one differ"
 
 
-@pytest.mark.parametrize(("architecture", "term"), [("mistral", "sliding_window"), ("gemma2", "softcap")])
+@pytest.mark.parametrize(
+    ("architecture", "term"), [("mistral", "sliding_window"), ("gemma2", "softcap"), ("gpt_oss", "s_aux")]
+)
 def test_an_attention_that_drops_a_term_is_caught(monkeypatch, architecture, term):
-    def drops(module, *states, calls=None, **terms):
-        calls.append(module)
+    def drops(module, *states, **terms):
+        gate._calls.get().append(module)
         return gate.packed_attention(module, *states, **{**terms, term: None})
 
     monkeypatch.setitem(gate.AttentionInterface._global_mapping, gate._COUNTED, drops)
@@ -94,6 +102,49 @@ def test_an_attention_that_drops_a_term_is_caught(monkeypatch, architecture, ter
     result = packs(full_size(architecture))
     gate._packs.cache_clear()
     assert result.reason == "a pack and its sequences one by one differ"
+
+
+@pytest.mark.parametrize("architecture", [*UNPACKABLE, "llama"])
+def test_models_that_pad(architecture):
+    assert gate.pads(read_config(tiny_backbone(architecture))) == ""
+
+
+def test_a_model_that_can_be_neither_packed_nor_padded_is_refused():
+    """CPM-Ant makes its own mask, from ids: padding changes what its tokens see."""
+    config = full_size("cpmant", hidden_size=32, num_attention_heads=2, dim_head=16, dim_ff=32, num_hidden_layers=1)
+    assert not packs(config).ok
+    assert gate.pads(config) == "padded rows and their sequences one by one differ"
+    entries = {"hidden_size": 32, "num_attention_heads": 2, "dim_head": 16, "dim_ff": 32, "num_hidden_layers": 1}
+    for packing in ("auto", "never"):
+        with pytest.raises(ValueError, match="neither packed nor padded"):
+            RewardModel(
+                BackboneConfig("", pretrained=False, config={"model_type": "cpmant", **entries}), packing=packing
+            )
+
+
+def test_wrong_padding_is_caught_on_the_model_itself_where_no_twin_can_be_built(monkeypatch):
+    def fails(config):
+        raise AttributeError("no heads")
+
+    def wrong(decoder, batch):
+        states = padded_states(decoder, batch)
+        return dataclasses.replace(states, states_RH=states.states_RH.roll(1, 0))
+
+    monkeypatch.setattr(gate, "shrink", fails)
+    monkeypatch.setattr(gate, "padded_states", wrong)
+    gate._packs.cache_clear()
+    gate._pads.cache_clear()
+    with pytest.raises(ValueError, match="neither packed nor padded") as caught:
+        tiny_reward_model("llama")
+    gate._packs.cache_clear()
+    gate._pads.cache_clear()
+    assert "\n" not in str(caught.value)
+
+
+def test_log_probs_of_a_model_that_reads_ahead_are_not_known():
+    ahead = packs(full_size("gemma3_text", use_bidirectional_attention=True))
+    assert not ahead.ok
+    assert ahead.logps is False
 
 
 def test_the_callers_generators_are_left_alone():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import random
+
 import pytest
 import torch
 
 from grmlight.models import Signal
-from tests.models.groups import mixed_groups, starts
+from tests.models.groups import mixed_groups, sequences, starts
 from tests.models.plain import assert_same_gradients, plain_copy, plain_outputs, wake_adapters
 from tests.reference.packing import pack_groups
 from tests.tiny_models import PACKABLE, UNPACKABLE, tiny_reward_model
@@ -54,10 +57,33 @@ def test_scored_tokens_may_lie_in_the_shared_prompt(architecture):
     check(tiny_reward_model(architecture), mixed_groups(), early=3)
 
 
-@pytest.mark.parametrize("architecture", PACKABLE)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox", "gpt_oss", "stablelm", "deepseek_v3"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_gradient_checkpointing_changes_nothing(architecture, lora):
     check(tiny_reward_model(architecture, lora, gradient_checkpointing=True), mixed_groups())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "stablelm"])
+def test_forwards_that_overlap_keep_their_layouts(architecture):
+    """What gradient checkpointing runs again in backward has the layout of its own forward, not of the last one."""
+    groups = mixed_groups()
+    batches = [pack_groups(groups[:2]), pack_groups(groups[2:])]
+    model = tiny_reward_model(architecture, gradient_checkpointing=True)
+    twin = copy.deepcopy(model)
+    for batch in batches:
+        twin(batch).rewards_N.sum().backward()
+    losses = [model(batch).rewards_N.sum() for batch in batches]
+    with torch.no_grad():
+        model(pack_groups(groups))
+    torch.stack(losses).sum().backward()
+    assert_same_gradients(model, twin)
+
+
+@pytest.mark.parametrize("packing", ["auto", "never"])
+def test_responses_longer_than_a_piece_of_queries(packing):
+    groups = [sequences(random.Random(3), 280, 300, 20)]
+    config = {"max_position_embeddings": 1024, "sliding_window": 150}
+    check(tiny_reward_model("gemma2", packing=packing, config=config), groups)
 
 
 @pytest.mark.parametrize("packing", ["auto", "never"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,6 +16,7 @@ from grmlight import losses
 from grmlight.data.batch import GroupBatch
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.tokenizer import load_tokenizer
+from grmlight.description import DESCRIPTION, check_frozen, describe
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
 from grmlight.models import (
@@ -27,6 +31,7 @@ from grmlight.models import (
     training_memory,
 )
 from grmlight.module import GroupModule, Schedule, default_optimizer
+from grmlight.sharding import check_trainer
 
 
 class RewardModule(GroupModule):
@@ -68,6 +73,7 @@ class RewardModule(GroupModule):
         self.use_margin = use_margin
         self.label_smoothing = label_smoothing
         self.packing: Packing = packing
+        self._description: dict[str, Any] | None = None
         self.set_metrics: dict[str, list[MetricCollection]] = {}
 
     def configure_model(self) -> None:
@@ -87,7 +93,8 @@ class RewardModule(GroupModule):
         )
         model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
         if self.device_mesh is not None:
-            shard(model, self.device_mesh["data_parallel"])
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+            shard(model, self.device_mesh["data_parallel"], dtype)
         self.model = model
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
@@ -101,8 +108,32 @@ class RewardModule(GroupModule):
         )
         return batch.mean_by_group(batch.weight_C * loss_C)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say of which model it is, and leave out what never trains."""
+        super().on_save_checkpoint(checkpoint)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        if self._description is None:
+            self._description = describe(self.model, datamodule.tokenizer, datamodule.options)
+        checkpoint[DESCRIPTION] = self._description
+        for name in self._description["left_out"]:
+            checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Bring the frozen weights that the checkpoint has left out.
+
+        Errors: ValueError if this run's backbone has others.
+        """
+        super().on_load_checkpoint(checkpoint)
+        assert self.model is not None
+        frozen = check_frozen(self.model, checkpoint)
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] |= frozen
+
     def setup(self, stage: str) -> None:
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
+        check_trainer(self.trainer)
         if stage == "fit" and self.model is None:
             rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
         datamodule = getattr(self.trainer, "datamodule", None)

@@ -5,6 +5,7 @@ Notable decisions:
 - What is being written has a hidden name beside its target and is renamed when it is complete; what is removed is
   renamed to a hidden name first. The next run in that folder sweeps hidden names away.
 - `last.ckpt` is a relative link, swapped in one rename as soon as a checkpoint is complete, before an older one goes.
+- Only complete steps are saved: never between the packs of one.
 - A checkpoint folder belongs to one run at a time.
 """
 
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Any
 from weakref import proxy
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from grmlight.data.batch import GroupBatch
 from grmlight.data.files import remove
+from grmlight.models.shards import read_whole
 
 HIDDEN = ".saving-"
 """How the names of unfinished and of leaving checkpoints begin."""
@@ -37,6 +42,7 @@ class Checkpoints(ModelCheckpoint):
 
     trained = False
     """Whether a step of this process has begun."""
+    _within_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Sweep what a killed run left behind.
@@ -46,13 +52,33 @@ class Checkpoints(ModelCheckpoint):
         if "://" in str(self.dirpath or ""):
             raise ValueError(f"checkpoint.dirpath {self.dirpath}: checkpoints are renamed; give a path, not a URL")
         super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = PlainFiles()
         if stage == "fit" and trainer.is_global_zero:
             for path in self._folder.glob(f"{HIDDEN}*"):
                 _remove(path)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step that a run goes on from is saved already."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on the run has something to keep."""
-        self.trained = True
+        self.trained = self._within_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int
+    ) -> None:
+        """Save where it is time and a step is complete."""
+        self._within_step = batch.micro_batch + 1 < batch.packs
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        return self._within_step or super()._should_skip_saving_checkpoint(trainer)
+
+    def _should_save_on_exception(self, trainer: Trainer) -> bool:
+        return not self._within_step and super()._should_save_on_exception(trainer)
 
     @property
     def _folder(self) -> Path:
@@ -98,6 +124,23 @@ class Checkpoints(ModelCheckpoint):
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if trainer.is_global_zero:
             discard(Path(filepath))
+
+
+class PlainFiles(TorchCheckpointIO):
+    """Reads and writes checkpoints where they lie; Lightning's own go through memory and the system's /tmp."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a file."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a file, or a folder of shards as a whole; plain data alone."""
+        if Path(path).is_dir():
+            return read_whole(Path(path))
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def publish(hidden: Path, target: Path) -> None:

@@ -49,19 +49,19 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find and read a checkpoint, and look at the strategy, before anything is built or written."""
         given = self.config[self.subcommand] if self.subcommand else self.config
+        check_strategy(given.trainer.strategy)
         path, found = given.get("ckpt_path"), None
         if path == "last":
             found = last_checkpoint(given.checkpoint.dirpath)
             print(f"ckpt_path last: {found or 'there is no checkpoint yet; starting anew'}")
         elif path and path not in ("best", "hpc", "registry"):
             found = find_checkpoint(str(path), training=self.subcommand == "fit")
-        check_strategy(given.trainer.strategy, found)
         if path and path not in ("best", "hpc", "registry"):
             given["ckpt_path"] = found and str(found)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; a run that is refused before its first step leaves no directory."""
-        folders = [Path(each.log_dir) for each in self.trainer.loggers if getattr(each, "log_dir", None)]
+        folders = [Path(folder) for each in self.trainer.loggers if (folder := getattr(each, "log_dir", None))]
         fresh = [folder for folder in folders if not folder.exists()]
         try:
             super()._run_subcommand(subcommand)

@@ -83,7 +83,7 @@ def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> RewardModel:
     Errors: ValueError if they do not fit, or the frozen weights that were left out cannot be had.
     """
     with tempfile.TemporaryDirectory() as folder:
-        backbone = dict(described["backbone"]) | {"gradient_checkpointing": False}
+        backbone: dict[str, Any] = described["backbone"] | {"gradient_checkpointing": False}
         if backbone["lora"] is not None:
             backbone["lora"] = LoraOptions(**backbone["lora"])
         if not described["left_out"]:

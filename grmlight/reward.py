@@ -114,6 +114,7 @@ class RewardModule(GroupModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             return
+        assert isinstance(self.model, RewardModel)
         if self._description is None:
             self._description = describe(self.model, datamodule.tokenizer, datamodule.options)
         checkpoint[DESCRIPTION] = self._description
@@ -126,7 +127,7 @@ class RewardModule(GroupModule):
         Errors: ValueError if this run's backbone has others.
         """
         super().on_load_checkpoint(checkpoint)
-        assert self.model is not None
+        assert isinstance(self.model, RewardModel)
         frozen = check_frozen(self.model, checkpoint)
         if "state_dict" in checkpoint:
             checkpoint["state_dict"] |= frozen

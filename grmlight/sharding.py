@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from grmlight.description import left_out
 from grmlight.models.backbone import check_loaded
-from grmlight.models.shards import load_shards, read_meta, shapes
+from grmlight.models.shards import load_shards, read_meta, shapes, states_by_index, states_by_name
 
 USE_FSDP2 = "FSDP1 is not offered; drop the strategy and append --config configs/fsdp.yaml, which is FSDP2"
 _SHARDED = "grmlight.sharding.FullySharded"
@@ -76,7 +76,9 @@ class FullySharded(ModelParallelStrategy):
         for optimizer, states in zip(
             self.optimizers, checkpoint.pop("optimizer_states", []), strict=bool(self.optimizers)
         ):
-            set_optimizer_state_dict(module, optimizer, _by_name(states, _names(module, optimizer)), options=_WHOLE)
+            set_optimizer_state_dict(
+                module, optimizer, states_by_name(states, _names(module, optimizer)), options=_WHOLE
+            )
         return checkpoint
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class FullySharded(ModelParallelStrategy):
         assert module is not None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(module, optimizer, options=options)
-        return _by_index(state, _names(module, optimizer)) if self.global_rank == 0 else {}
+        return states_by_index(state) if self.global_rank == 0 else {}
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -107,22 +109,17 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
-def check_strategy(strategy: Any, checkpoint: Path | None) -> None:
-    """Refuse a strategy of a configuration before it is made, alone or for a checkpoint that it cannot read.
+def check_strategy(strategy: Any) -> None:
+    """Refuse a strategy of a configuration before it is made.
 
-    Errors: ValueError in one line.
+    Errors: ValueError in one line for FSDP1.
     """
     name = str(strategy.class_path if hasattr(strategy, "class_path") else strategy or "").rpartition(".")[2]
     if name.lower().startswith("fsdp"):
         raise ValueError(f"trainer.strategy {name}: {USE_FSDP2}")
-    if checkpoint is not None and checkpoint.is_dir() and name != "FullySharded":
-        raise ValueError(
-            f"ckpt_path {checkpoint}: is a folder of shards; append --config configs/fsdp.yaml, on one device too, or "
-            "make a model of it with grmlight export"
-        )
 
 
-def check_shapes(path: Path, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Size]) -> None:
+def check_shapes(path: Path, expected: Mapping[str, Any], found: Mapping[str, torch.Size]) -> None:
     """Compare names and shapes of tensors. Errors: ValueError that names what differs."""
     misshapen = {name for name in expected.keys() & found.keys() if expected[name].shape != found[name]}
     what = f"the checkpoint {path} is of another model"
@@ -133,20 +130,3 @@ def _names(module: torch.nn.Module, optimizer: Optimizer) -> list[str]:
     """The names of an optimizer's parameters, in the order of their indices."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    if len(names) != sum(len(group["params"]) for group in state["param_groups"]):
-        raise ValueError("the checkpoint's optimizer trains other parameters; use the same regularizers and lora")
-    return {
-        "state": {names[index]: values for index, values in state["state"].items()},
-        "param_groups": [group | {"params": [names[i] for i in group["params"]]} for group in state["param_groups"]],
-    }
-
-
-def _by_index(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    index = {name: number for number, name in enumerate(names)}
-    return {
-        "state": {index[name]: values for name, values in state["state"].items()},
-        "param_groups": [group | {"params": [index[n] for n in group["params"]]} for group in state["param_groups"]],
-    }

@@ -7,6 +7,7 @@ OUT/output-RANK.txt. It can be told to end itself by SIGKILL at a named moment, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import FileSystemWriter
 
 from grmlight import PairDataModule, PrepareOptions, RewardModule, checkpoints
 from grmlight.checkpoints import HIDDEN, Checkpoints
@@ -99,12 +101,15 @@ def train(out: Path, *arguments: object, ranks: int = 1, expect: int = 0) -> Non
 
 def losses(out: Path) -> dict[int, dict[str, float]]:
     """The logged lines by step; of a step that was trained twice, the last."""
-    return {row["step"]: row for row in map(json.loads, (out / "losses.jsonl").read_text().splitlines())}
+    rows = map(json.loads, (out / "losses.jsonl").read_text().splitlines())
+    return {row["step"]: {name: row[name] for name in row if not name.startswith("speed/")} for row in rows}
 
 
 def _in_process(arguments: list[str], environment: dict[str, str], rank: int) -> None:
     os.environ.update(environment)
-    file = os.open(Path(environment["GRMLIGHT_CACHE"]).parent / f"output-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    file = os.open(
+        Path(environment["GRMLIGHT_CACHE"]).parent / f"output-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    )
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
@@ -139,7 +144,9 @@ class Recorder(L.Callback):
         for state in trainer.optimizers[0].state.values():
             dtypes |= {value.dtype for value in state.values() if torch.is_tensor(value)}
         if (whole := gather(pl_module.model)) is not None and trainer.is_global_zero:
-            save_file({name: tensor.clone() for name, tensor in whole.state_dict().items()}, self.out / "weights.safetensors")
+            save_file(
+                {name: tensor.clone() for name, tensor in whole.state_dict().items()}, self.out / "weights.safetensors"
+            )
             (self.out / "dtypes.json").write_text(json.dumps(sorted(map(str, dtypes))))
 
 
@@ -160,55 +167,32 @@ class StepLogger(CSVLogger):
         return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-def kill_inside(moment: str, save: int) -> None:
-    """Let the process end itself within its so-manyth save.
+def kill_inside(moment: str, count: int) -> None:
+    """Let the process end itself at the so-manyth time that a moment comes.
 
-    Moments: write (half of a file, or all shards but no index, is on the disk), written (a hidden name), published (the
-    new name, but no link and the old checkpoint still there), linked (all but the removal).
+    Moments: shards (they are there without an index), write (half of the file, or of what goes with shards), written
+    (whole under its hidden name), published (it has its name, no link yet), linked (the old one is not removed yet).
     """
-    counts = dict.fromkeys(("torch.save", "dcp", "publish", "link", "discard"), 0)
+    owner, name = {
+        "shards": (FileSystemWriter, "write_data"),
+        "write": (torch, "save"),
+        "written": (checkpoints, "publish"),
+        "published": (Checkpoints, "_swap_last"),
+        "linked": (checkpoints, "discard"),
+    }[moment]
+    true = getattr(owner, name)
+    times = itertools.count(1)
 
-    def die(name: str, before: int = 0) -> bool:
-        counts[name] += 1
-        return counts[name] == save + before
+    def dying(*arguments, **options):
+        during = moment in {"shards", "write"}
+        result = true(*arguments, **options) if during else None
+        if (moment != "write" or HIDDEN in str(arguments[1])) and next(times) == count:
+            if moment == "write":
+                os.truncate(arguments[1], Path(arguments[1]).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result if during else true(*arguments, **options)
 
-    def end() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    true = {"save": torch.save, "dcp": torch.distributed.checkpoint.FileSystemWriter.write_data}
-    true |= {"publish": checkpoints.publish, "discard": checkpoints.discard}
-
-    def save_half(value, file, *arguments, **options):
-        true["save"](value, file, *arguments, **options)
-        if HIDDEN in str(file) and die("torch.save"):
-            os.truncate(file, os.path.getsize(file) // 2)
-            end()
-
-    def write_shards(self, *arguments, **options):
-        true["dcp"](self, *arguments, **options)
-        if die("dcp"):
-            end()
-
-    def publish(hidden, target):
-        kind = "link" if target.name == "last.ckpt" else "publish"
-        dying = die(kind)
-        if dying and moment == ("written" if kind == "publish" else "published"):
-            end()
-        true["publish"](hidden, target)
-
-    def discard(path):
-        if path.exists() and die("discard", before=-1):
-            end()
-        true["discard"](path)
-
-    if moment in ("written", "published"):
-        checkpoints.publish = publish
-    elif moment == "linked":
-        checkpoints.discard = discard
-    elif moment == "shards":
-        torch.distributed.checkpoint.FileSystemWriter.write_data = write_shards
-    else:
-        torch.save = save_half
+    setattr(owner, name, dying)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -228,7 +212,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--kill_at", type=int, default=-1, help="the step after which the process ends itself")
-    parser.add_argument("--kill_in", default=None, help="MOMENT:SAVE, see kill_inside")
+    parser.add_argument("--kill_in", default=None, help="MOMENT:COUNT, see kill_inside")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait after each pack")
     parser.add_argument("--log_every", type=int, default=1)
     parser.add_argument("--resume", default=None)
@@ -254,8 +238,8 @@ def backbone(given: argparse.Namespace) -> BackboneConfig:
 def main(arguments: list[str]) -> None:
     given = parse(arguments)
     if given.kill_in:
-        moment, save = given.kill_in.split(":")
-        kill_inside(moment, int(save))
+        moment, count = given.kill_in.split(":")
+        kill_inside(moment, int(count))
     module = (MeanOfEachPack if given.mean else RewardModule)(
         backbone(given),
         HeadConfig(kind="mlp", width=16, dropout=given.dropout),

@@ -6,7 +6,6 @@ the index by an unpickler that knows the index's own classes alone, everything e
 
 from __future__ import annotations
 
-import io
 import pickle
 import warnings
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
 
 META_FILE = "meta.pt"
 """What a checkpoint holds beside tensors; Lightning's name for it."""
@@ -117,6 +119,48 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
+def read_whole(folder: Path) -> dict[str, Any]:
+    """A folder of shards as the single file that other strategies would have written, put together in one process."""
+    index = read_index(folder)
+    flat: dict[str, Any] = {}
+    for name, entry in index.state_dict_metadata.items():
+        tensor = isinstance(entry, TensorStorageMetadata)
+        flat[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if tensor else None
+    load_shards(flat, folder, alone=True)
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        set_element(nested, index.planner_data[name], value)
+    optimizers = [nested[name] for name in sorted(nested) if name.startswith("optimizer_")]
+    return read_meta(folder) | {
+        "state_dict": nested["state_dict"],
+        "optimizer_states": [states_by_index(each) for each in optimizers],
+    }
+
+
+def states_by_index(states: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's states by name as those by index, counted over the parameters of all groups."""
+    groups = states["param_groups"]
+    index = {name: number for number, name in enumerate(name for group in groups for name in group["params"])}
+    return {
+        "state": {index[name]: values for name, values in states.get("state", {}).items()},
+        "param_groups": [group | {"params": [index[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def states_by_name(states: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The way back; `names` are those of all the groups' parameters.
+
+    Raises:
+        ValueError: the optimizer had another number of parameters.
+    """
+    if len(names) != sum(len(group["params"]) for group in states["param_groups"]):
+        raise ValueError("the checkpoint's optimizer trains other parameters; use the same regularizers and lora")
+    return {
+        "state": {names[index]: values for index, values in states["state"].items()},
+        "param_groups": [group | {"params": [names[i] for i in group["params"]]} for group in states["param_groups"]],
+    }
+
+
 def load_shards(state: dict[str, Any], folder: Path, alone: bool = False) -> None:
     """Fill a state dict in place, each rank its part.
 
@@ -131,8 +175,8 @@ def load_shards(state: dict[str, Any], folder: Path, alone: bool = False) -> Non
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         try:
-            dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
-        except (dcp.CheckpointException, RuntimeError, OSError, pickle.UnpicklingError) as error:
+            load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
+        except (CheckpointException, RuntimeError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"{folder}: cannot be loaded ({_last_line(error)})") from error
 
 
@@ -143,7 +187,7 @@ class _IndexUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         index = read_index(Path(self.path))
         index.storage_meta = index.storage_meta or StorageMeta()
@@ -153,11 +197,8 @@ class _Reader(dcp.FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
-        # The planner unpickles anything; what it gets here was written by this process.
-        plain = io.BytesIO()
-        torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
-        plain.seek(0)
-        super().load_bytes(read_item, plain)
+        plain = torch.load(value, map_location="cpu", weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
 
 
 def _first_line(error: BaseException) -> str:

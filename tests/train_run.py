@@ -27,6 +27,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from grmlight import PairDataModule, PrepareOptions, RewardModule, checkpoints
 from grmlight.checkpoints import HIDDEN, Checkpoints
+from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
 from grmlight.sharding import FullySharded
@@ -215,6 +216,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--kill_in", default=None, help="MOMENT:COUNT, see kill_inside")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait after each pack")
     parser.add_argument("--log_every", type=int, default=1)
+    parser.add_argument("--save_every", type=int, default=3)
     parser.add_argument("--resume", default=None)
     return parser.parse_args(arguments)
 
@@ -261,8 +263,9 @@ def main(arguments: list[str]) -> None:
         callbacks=[
             TextGeneration(0.1),
             ScoreL2(0.01),
-            Checkpoints(given.out / "checkpoints", every_n_train_steps=3, save_last=True),
+            Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),
+            SaveModel(),
             *([Slow(given.slow)] if given.slow else []),
         ],
         enable_progress_bar=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -61,16 +62,14 @@ class CommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; a run that is refused before its first step leaves no directory."""
-        folders = [Path(folder) for each in self.trainer.loggers if (folder := getattr(each, "log_dir", None))]
-        fresh = [folder for folder in folders if not folder.exists()]
+        logged = [Path(folder) for each in self.trainer.loggers if (folder := getattr(each, "log_dir", None))]
+        fresh = {each for folder in logged for each in (folder, *folder.parents) if not each.exists()}
         try:
             super()._run_subcommand(subcommand)
         except (ValueError, OSError):
-            if self.trainer.is_global_zero and not any(
-                getattr(each, "trained", False) for each in self.trainer.checkpoint_callbacks
-            ):
-                for folder in fresh:
-                    remove(folder)
+            trained = any(getattr(each, "trained", False) for each in self.trainer.checkpoint_callbacks)
+            if self.trainer.is_global_zero and not trained:
+                _sweep(fresh & set(logged), fresh - set(logged))
             raise
 
     def _parse_ckpt_path(self) -> None:
@@ -202,6 +201,15 @@ def one_line(error: Exception) -> str:
         "Not a valid subclass",
     )
     return " ".join(line for line in lines if line and not line.startswith(noise))
+
+
+def _sweep(folders: set[Path], parents: set[Path]) -> None:
+    """Remove folders, and those of their parents that are then empty."""
+    for folder in folders:
+        remove(folder)
+    for parent in sorted(parents, reverse=True):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def _quiet() -> None:

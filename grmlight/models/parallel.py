@@ -23,7 +23,8 @@ def shard(model: RewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float
         dtype: in which the layers are gathered and compute. The shards keep their own dtype, gradients are reduced in
             float32, and the reward head stays in float32.
     """
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for lm in (model.lm, model.reference):
         for layer in [] if lm is None else decoder_layers(lm):
             fully_shard(layer, mesh=mesh, mp_policy=policy)

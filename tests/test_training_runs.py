@@ -99,3 +99,10 @@ def test_bf16_computes_over_float32_weights_and_states(strategy, ranks, material
     expected = alone(*[option for option in strategy if option == "--lora"])
     assert_same_losses(tmp_path, expected, tolerance=0.02)
     assert losses(tmp_path) != losses(expected)
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), [([], 1), (["--fsdp"], 2)], ids=["one", "fsdp2"])
+def test_adapters_of_a_bf16_backbone_are_float32(strategy, ranks, material, alone, tmp_path):
+    train(tmp_path, *material, "--lora", "--dtype", "bfloat16", "--precision", "bf16-mixed", *strategy, ranks=ranks)
+    assert json.loads((tmp_path / "dtypes.json").read_text()) == ["torch.float32"]
+    assert_same_losses(tmp_path, alone("--lora"), tolerance=0.02)

@@ -207,6 +207,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--dtype", default="float32", help="of the backbone's own weights")
     parser.add_argument("--mean", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--one_file", action="store_true", help="of a sharded run, too")
@@ -234,6 +235,7 @@ def backbone(given: argparse.Namespace) -> BackboneConfig:
         config=None if given.backbone else TINY | {"attention_dropout": given.dropout},
         lora=LoraOptions(r=4, alpha=8, dropout=given.dropout) if given.lora else None,
         gradient_checkpointing=given.recompute,
+        dtype=given.dtype,
     )
 
 

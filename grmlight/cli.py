@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -14,20 +15,21 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from grmlight.checkpoints import Checkpoints
 from grmlight.data.datamodule import PairDataModule
-from grmlight.data.files import write_json
+from grmlight.data.files import remove, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
 from grmlight.evaluation.learning_curve import LearningCurve
 from grmlight.evaluation.predictions import PredictionWriter
 from grmlight.evaluation.run_report import RunReport, describe_report
-from grmlight.export import SaveModel
+from grmlight.export import SaveModel, export
 from grmlight.module import GroupModule
-from grmlight.resume import check_checkpoint
+from grmlight.resume import find_checkpoint, last_checkpoint
 from grmlight.scoring import score
+from grmlight.sharding import check_strategy
 
 TRAINER_COMMANDS = {
     "fit": "train a model",
@@ -42,14 +44,33 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints have a key of their own, so that `trainer.callbacks` holds regularizers and can be replaced."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True})
 
     def before_instantiate_classes(self) -> None:
-        """Read a checkpoint before anything is built or written."""
+        """Find and read a checkpoint, and look at the strategy, before anything is built or written."""
         given = self.config[self.subcommand] if self.subcommand else self.config
-        if path := given.get("ckpt_path"):
-            check_checkpoint(str(path), training=self.subcommand == "fit")
+        check_strategy(given.trainer.strategy)
+        path, found = given.get("ckpt_path"), None
+        if path == "last":
+            found = last_checkpoint(given.checkpoint.dirpath)
+            print(f"ckpt_path last: {found or 'there is no checkpoint yet; starting anew'}")
+        elif path and path not in ("best", "hpc", "registry"):
+            found = find_checkpoint(str(path), training=self.subcommand == "fit")
+        if path and path not in ("best", "hpc", "registry"):
+            given["ckpt_path"] = found and str(found)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; a run that is refused before its first step leaves no directory."""
+        logged = [Path(folder) for each in self.trainer.loggers if (folder := getattr(each, "log_dir", None))]
+        fresh = {each for folder in logged for each in (folder, *folder.parents) if not each.exists()}
+        try:
+            super()._run_subcommand(subcommand)
+        except (ValueError, OSError):
+            trained = any(getattr(each, "trained", False) for each in self.trainer.checkpoint_callbacks)
+            if self.trainer.is_global_zero and not trained:
+                _sweep(fresh & set(logged), fresh - set(logged))
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint brings weights and state, YAML and flags bring the settings."""
@@ -122,9 +143,22 @@ def run_score(arguments: list[str]) -> None:
     print(f"scores: {given.out}")
 
 
+def run_export(arguments: list[str]) -> None:
+    """`export RUN_OR_CHECKPOINT --out DIR`."""
+    parser = ArgumentParser(
+        exit_on_error=False, prog="grmlight export", description="Make a Hugging Face folder of a run or checkpoint."
+    )
+    parser.add_argument("source", type=Path, help="a run directory, a model folder, a .ckpt file or folder of shards")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    given = parser.parse_args(arguments)
+    exported = export(given.source, given.out)
+    print(f"exported: {exported}\nmodel: {given.out}")
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
+    "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
 }
 
 
@@ -167,6 +201,15 @@ def one_line(error: Exception) -> str:
         "Not a valid subclass",
     )
     return " ".join(line for line in lines if line and not line.startswith(noise))
+
+
+def _sweep(folders: set[Path], parents: set[Path]) -> None:
+    """Remove folders, and those of their parents that are then empty."""
+    for folder in folders:
+        remove(folder)
+    for parent in sorted(parents, reverse=True):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def _quiet() -> None:

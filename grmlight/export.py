@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from grmlight.data.files import write_json
+from grmlight.data.files import remove, temporary_sibling, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
+from grmlight.description import DESCRIPTION, build, unpack_tokenizer
 from grmlight.evaluation.run_report import run_directory
 from grmlight.models import RewardModel, gather
+from grmlight.models.shards import is_shards, read_tensors
+from grmlight.resume import find_checkpoint, read_checkpoint
 
 MODEL_FOLDER = "model"
 OPTIONS_FILE = "grmlight.json"
@@ -49,6 +54,54 @@ def save_model(model: RewardModel, directory: Path, tokenizer: str, options: Pre
     for name in ("stride", "offset", "limit", "flip", "flip_seed", "chat_template"):
         kept.pop(name)
     write_json(directory / OPTIONS_FILE, {"prepare": kept})
+
+
+def export(source: Path, out: Path) -> Path:
+    """Write the model folder of a run or of one of its checkpoints; one CPU process does.
+
+    Args:
+        source: a run directory (its `model/`, else its newest checkpoint), a model folder, a checkpoint file, or a
+            folder of shards.
+        out: the folder to write.
+
+    Returns:
+        What was exported.
+
+    Errors: ValueError in one line for what holds no model, or does not fit.
+    """
+    if out.is_file() or out.resolve() == source.resolve():
+        raise ValueError(f"{out}: cannot be the model's folder; name a new one with --out")
+    if source.is_dir() and not is_shards(source):
+        for folder in (source, source / MODEL_FOLDER):
+            if (folder / "config.json").exists():
+                _copy_model(folder, out)
+                return folder
+    checkpoint = find_checkpoint(str(source), training=False)
+    _export_checkpoint(checkpoint, out)
+    return checkpoint
+
+
+def _copy_model(folder: Path, out: Path) -> None:
+    if "vhead_layer_type" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise ValueError(f"{folder}: is no reward model; give a run directory or one of its checkpoints")
+    hidden = temporary_sibling(out)
+    try:
+        shutil.copytree(folder, hidden)
+        remove(out)
+        hidden.replace(out)
+    finally:
+        remove(hidden)
+
+
+def _export_checkpoint(checkpoint: Path, out: Path) -> None:
+    found = read_checkpoint(checkpoint, training=False)
+    described = found.get(DESCRIPTION)
+    if described is None:
+        raise ValueError(f"{checkpoint}: does not say of which model it is; only runs on a PairDataModule do")
+    tensors = read_tensors(checkpoint, "state_dict.") if checkpoint.is_dir() else found["state_dict"]
+    with tempfile.TemporaryDirectory() as tokenizer:
+        unpack_tokenizer(described, Path(tokenizer))
+        save_model(build(described, tensors), out, tokenizer, PrepareOptions(**described["prepare"]))
 
 
 def model_folder(path: Path) -> Path:

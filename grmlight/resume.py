@@ -1,4 +1,4 @@
-"""Checkpoints of a run: is it one, and where does its step counting stand?"""
+"""Checkpoints of a run: which is meant, is it whole, and where does its step counting stand?"""
 
 from __future__ import annotations
 
@@ -8,29 +8,82 @@ from typing import Any
 
 import torch
 
+from grmlight.models.shards import check_shards, is_shards, shapes
 
-def check_checkpoint(path: str, training: bool) -> None:
-    """Read a checkpoint file before anything is built. A folder of shards is left to the strategy.
+
+def find_checkpoint(path: str, training: bool) -> Path:
+    """The checkpoint that a path means: itself, or the newest complete one of a run directory.
 
     Args:
-        path: as the user gave it; "last", "best" and the like are Lightning's.
-        training: whether its optimizer and loops will be needed.
+        path: a checkpoint file, a folder of shards, a run directory or its `checkpoints/`.
+        training: whether optimizer and loops will be needed.
 
-    Errors: ValueError in one line for what is no checkpoint of a run.
+    Errors: ValueError in one line for what is no checkpoint of a run; names the newest good one beside it.
     """
-    file = Path(path)
-    if path in ("last", "best", "hpc", "registry") or file.is_dir():
-        return
-    if not file.is_file():
-        raise ValueError(f"ckpt_path {path}: there is no such file")
+    given = Path(path)
+    if given.is_dir() and not is_shards(given):
+        if (found := newest_checkpoint(given, training)) is None:
+            raise ValueError(f"ckpt_path {path}: is a folder without a complete checkpoint of a run")
+        return found
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        read_checkpoint(given, training)
+    except ValueError as error:
+        good = newest_checkpoint(given.parent, training) if given.parent.is_dir() else None
+        hint = f"; the newest good one beside it is {good}" if good else ""
+        raise ValueError(f"ckpt_path {error}{hint}") from error
+    return given.resolve() if given.is_symlink() else given
+
+
+def last_checkpoint(folder: str | None) -> Path | None:
+    """The newest complete checkpoint to go on from in a folder that may not exist yet, or None: start anew.
+
+    Errors: ValueError if no folder is named: each run would look into a new one.
+    """
+    if not folder:
+        raise ValueError("ckpt_path last: needs checkpoint.dirpath; or give the run directory itself")
+    return newest_checkpoint(Path(folder), training=True) if Path(folder).is_dir() else None
+
+
+def newest_checkpoint(folder: Path, training: bool) -> Path | None:
+    """The complete checkpoint with most steps in a run directory or its `checkpoints/`; None if there is none."""
+    inner = folder / "checkpoints"
+    steps: dict[Path, tuple[int, float]] = {}
+    for path in (inner if inner.is_dir() else folder).glob("*.ckpt"):
+        if path.is_symlink() or path.name.startswith("."):
+            continue
+        try:
+            steps[path] = read_checkpoint(path, training).get("global_step", 0), path.stat().st_mtime
+        except ValueError:
+            continue
+    return max(steps, key=lambda path: steps[path], default=None)
+
+
+def read_checkpoint(path: Path, training: bool) -> dict[str, Any]:
+    """What a checkpoint holds; the tensors of a file stay on disk, those of shards are left out.
+
+    Errors: ValueError in one line for what is no complete checkpoint of a run.
+    """
+    if is_shards(path):
+        found: Any = check_shards(path)
+        whole = bool(shapes(path, "state_dict.")) and (not training or bool(found.get("lr_schedulers")))
+        needed = {"loops"}
+    else:
+        found = _read_file(path)
+        whole = True
+        needed = {"state_dict"} | ({"loops", "optimizer_states"} if training else set())
+    if not isinstance(found, dict) or not whole or not needed <= found.keys():
+        raise ValueError(f"{path}: is no checkpoint of a run; name one of its checkpoints/*.ckpt")
+    return found
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"ckpt_path {path}: is no checkpoint that can be read safely ({reason})") from error
-    needed = {"state_dict", "loops", "optimizer_states"} if training else {"state_dict"}
-    if not isinstance(found, dict) or not needed <= found.keys():
-        raise ValueError(f"ckpt_path {path}: is no checkpoint of a run; name one of its checkpoints/*.ckpt")
+        raise ValueError(f"{path}: is no checkpoint that can be read safely ({reason})") from error
 
 
 def count_packs(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,6 +17,7 @@ from grmlight import losses
 from grmlight.data.batch import GroupBatch
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.tokenizer import load_tokenizer
+from grmlight.description import DESCRIPTION, check_frozen, describe
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
 from grmlight.models import (
@@ -33,6 +35,7 @@ from grmlight.models.flops import ModelFlops, model_flops
 from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 from grmlight.reference import reference_logps, start_weights
+from grmlight.sharding import check_trainer
 
 Reference = Literal["store", "copy"]
 
@@ -87,6 +90,7 @@ class RewardModule(GroupModule):
         self.packing: Packing = packing
         self.reference: Reference = reference
         self._start_weights = ""
+        self._description: dict[str, Any] | None = None
         self.set_metrics: dict[str, list[MetricCollection]] = {}
 
     def configure_model(self) -> None:
@@ -103,7 +107,8 @@ class RewardModule(GroupModule):
         assert isinstance(model, RewardModel)
         weights = start_weights(self.trainer, model) if stored else ""
         if self.model is None and self.device_mesh is not None:
-            shard(model, self.device_mesh["data_parallel"])
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+            shard(model, self.device_mesh["data_parallel"], dtype)
         self.model = model
         if stored:
             self._compute_reference(model, weights)
@@ -132,12 +137,24 @@ class RewardModule(GroupModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the reference log-probs belong to, beside the rest."""
+        """Say of which model it is and what its reference is of, and leave out what never trains."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["grmlight_start_weights"] = self._start_weights
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        assert isinstance(self.model, RewardModel)
+        if self._description is None:
+            self._description = describe(self.model, datamodule.tokenizer, datamodule.options)
+        checkpoint[DESCRIPTION] = self._description
+        for name in self._description["left_out"]:
+            checkpoint["state_dict"].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose run had another start model, and with it other reference log-probs."""
+        """Bring the frozen weights that the checkpoint has left out.
+
+        Errors: ValueError if this run's backbone has others, or its reference was another start model.
+        """
         super().on_load_checkpoint(checkpoint)
         start = checkpoint.get("grmlight_start_weights")
         if start and self._start_weights and start != self._start_weights:
@@ -145,6 +162,10 @@ class RewardModule(GroupModule):
                 "the checkpoint's run had other start weights, to which its DPO penalty refers; "
                 "give the backbone and seed that it began with"
             )
+        assert isinstance(self.model, RewardModel)
+        frozen = check_frozen(self.model, checkpoint)
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] |= frozen
 
     def _build(self) -> RewardModel:
         _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))
@@ -194,6 +215,7 @@ class RewardModule(GroupModule):
 
     def setup(self, stage: str) -> None:
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
+        check_trainer(self.trainer)
         if stage == "fit" and self.model is None:
             rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
         datamodule = getattr(self.trainer, "datamodule", None)

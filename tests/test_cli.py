@@ -102,6 +102,27 @@ def test_validate_test_and_predict_work(trained, tmp_path):
     assert "predictions-id.jsonl" in printed
 
 
+def test_a_run_goes_on_and_is_exported(trained, tmp_path):
+    run = trained[0] / "runs/grm/version_0"
+    grmlight("fit", *QUICK, "--trainer.max_epochs=2", "--ckpt_path", run, cwd=tmp_path)
+    with (tmp_path / "runs/grm/version_0/metrics.csv").open() as file:
+        assert next(csv.DictReader(file))["step"] == "4"
+    printed = grmlight("export", run / "checkpoints/last.ckpt", "--out", tmp_path / "exported", cwd=tmp_path).stdout
+    assert "model: " in printed
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {
+        path.name for path in (run / "model").iterdir()
+    }
+
+
+def test_a_refused_resume_leaves_no_run_directory(trained, tmp_path):
+    last = trained[0] / "runs/grm/version_0/checkpoints/last.ckpt"
+    refused = ("--model.init_args.head.width=8", "of another model"), ("--data.init_args.seed=7", "seed=0")
+    for other, message in refused:
+        done = grmlight("fit", *QUICK, "--trainer.max_epochs=2", "--ckpt_path", last, other, cwd=tmp_path, expect=1)
+        assert message in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "runs").exists()
+
+
 def test_a_regularizer_of_ones_own_works_in_yaml(tmp_path):
     (tmp_path / "mine.py").write_text(OWN_REGULARIZER)
     append = tmp_path / "mine.yaml"
@@ -141,6 +162,13 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
         (["fit", *QUICK, "--model.init_args.backbone=no/such/folder"], "no directory"),
         (["fit", *QUICK, "--model.init_args.label_smoothing=0.7"], "label_smoothing"),
         (["fit", *QUICK, "--config", "twice.yaml"], "two callbacks are a TextGeneration of one name"),
+        (["fit", *QUICK, "--trainer.strategy", "fsdp"], "configs/fsdp.yaml"),
+        (["fit", *QUICK, "--trainer.strategy", "fsdp_cpu_offload"], "configs/fsdp.yaml"),
+        (["fit", *QUICK, "--trainer.strategy.class_path", "FSDPStrategy"], "configs/fsdp.yaml"),
+        (["fit", *QUICK, "--trainer.precision", "bf16-true"], "set trainer.precision to bf16-mixed"),
+        (["fit", *QUICK, "--ckpt_path", "nowhere.ckpt"], "there is no such file"),
+        (["fit", *QUICK, "--ckpt_path", "last"], "needs checkpoint.dirpath"),
+        (["export", "nowhere", "--out", "x"], "there is no such file"),
         (["score", "nowhere", "pairs.jsonl", "--out", "x"], "holds no model"),
         (["prepare", "missing.jsonl", "--tokenizer", "TOKENIZER", "--out", "store"], "missing.jsonl"),
         (["prepare", "columns.jsonl", "--tokenizer", "TOKENIZER", "--out", "store"], "question"),
@@ -163,3 +191,4 @@ def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tok
     assert process.returncode != 0
     assert "Traceback" not in process.stderr
     assert message in process.stderr.strip().splitlines()[-1] or message in process.stderr
+    assert not (tmp_path / "runs").exists()

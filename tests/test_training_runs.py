@@ -1,21 +1,18 @@
-"""Whole runs in processes of their own: one process against two, and a killed run against one left alone."""
+"""Whole runs in processes of their own: DDP and FSDP2 on several processes against one."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.train_run import losses, train
+
 WORDS = "the a red green cat dog runs sleeps under over house tree why who said it was not so very well indeed".split()
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory, byte_tokenizer):
+def write_material(folder, tokenizer):
     """43 pairs of unequal lengths and weights: 8 steps of 6 an epoch, the last with 1."""
-    folder = tmp_path_factory.mktemp("material")
     draw = random.Random(7)
 
     def text(low, high):
@@ -26,86 +23,86 @@ def material(tmp_path_factory, byte_tokenizer):
         for _ in range(43)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ["--data", str(folder / "pairs.jsonl"), "--tokenizer", str(byte_tokenizer)]
+    return ["--data", str(folder / "pairs.jsonl"), "--tokenizer", str(tokenizer)]
 
 
-def run(out, material, *arguments, expect=0, cache):
-    environment = os.environ | {"GRMLIGHT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-m", "tests.train_run", "--out", str(out), *material, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == expect, done.stderr[-3000:]
-
-
-def losses(out):
-    rows = map(json.loads, (out / "losses.jsonl").read_text().splitlines())
-    return {row["step"]: {name: row[name] for name in row if not name.startswith("speed/")} for row in rows}
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, byte_tokenizer):
+    return write_material(tmp_path_factory.mktemp("material"), byte_tokenizer)
 
 
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    run(out, material, cache=out)
-    return out
+    """Runs of one process by their arguments."""
+    made = {}
+
+    def run(*arguments):
+        if arguments not in made:
+            made[arguments] = tmp_path_factory.mktemp("alone")
+            train(made[arguments], *material, *arguments)
+        return made[arguments]
+
+    return run
 
 
 def largest_difference(left, right):
+    left, right = (load_file(out / "weights.safetensors") for out in (left, right))
+    assert left.keys() == right.keys()
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-@pytest.mark.parametrize("strategy", [[], ["--fsdp"]], ids=["ddp", "fsdp2"])
-def test_two_processes_give_the_losses_and_weights_of_one(strategy, material, alone, tmp_path):
-    run(tmp_path, material, "--devices", "2", *strategy, cache=tmp_path)
-    one, two = losses(alone), losses(tmp_path)
-    assert len(one) == 24
-    assert one.keys() == two.keys()
+def assert_same_losses(found, expected, tolerance=1e-5):
+    one, other = losses(expected), losses(found)
+    assert one.keys() == other.keys()
     for step, row in one.items():
-        assert two[step]["train/loss"] == pytest.approx(row["train/loss"], rel=1e-5)
+        assert other[step]["train/loss"] == pytest.approx(row["train/loss"], rel=tolerance)
         for term in ("train/preference", "train/text_generation", "train/score_l2"):
-            assert two[step][term] == pytest.approx(row[term], abs=1e-5 * row["train/loss"]), (step, term)
-    weights = load_file(alone / "weights.safetensors"), load_file(tmp_path / "weights.safetensors")
-    assert largest_difference(*weights) < 1e-4
+            assert other[step][term] == pytest.approx(row[term], abs=tolerance * row["train/loss"]), (step, term)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", [[], ["--fsdp"]], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("options", [[], ["--lora", "--recompute"]], ids=["full", "lora-recompute"])
+def test_processes_give_the_losses_and_weights_of_one(options, strategy, ranks, material, alone, tmp_path):
+    """Float32, no dropout, accumulation 2, clipped gradients, a short last step, unequal lengths and weights."""
+    train(tmp_path, *material, *options, *strategy, ranks=ranks)
+    assert len(losses(tmp_path)) == 24
+    assert_same_losses(tmp_path, alone(*options))
+    assert largest_difference(tmp_path, alone(*options)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--lora"], ["--recompute"]], ids=["lora", "full-recompute"])
+def test_sharded_processes_give_the_losses_of_one(options, material, alone, tmp_path):
+    train(tmp_path, *material, *options, "--fsdp", ranks=2)
+    assert_same_losses(tmp_path, alone(*options))
+    assert largest_difference(tmp_path, alone(*options)) < 1e-4
 
 
 def test_the_mean_of_each_pack_is_told_apart(material, alone, tmp_path):
     """The comparison above has teeth: the usual mistake moves the weights far beyond its tolerance."""
-    run(tmp_path, material, "--mean", "--devices", "2", cache=tmp_path)
-    weights = load_file(alone / "weights.safetensors"), load_file(tmp_path / "weights.safetensors")
-    assert largest_difference(*weights) > 1e-3
-
-
-@pytest.fixture(scope="module")
-def with_dropout(material, tmp_path_factory):
-    out = tmp_path_factory.mktemp("with_dropout")
-    run(out, material, "--dropout", "0.2", "--log_every", "2", cache=out)
-    return out
-
-
-@pytest.mark.parametrize("kill_at", ["9", "17", "23"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(kill_at, material, with_dropout, tmp_path):
-    """Checkpoints come every 3 steps: after step 9 in the second epoch, 15 in it too, and 21 in the third.
-
-    Lines are logged every 2 steps, so a checkpoint may fall between two of them.
-    """
-    whole, cut = with_dropout, tmp_path / "cut"
-    run(cut, material, "--dropout", "0.2", "--log_every", "2", "--kill_at", kill_at, cache=tmp_path, expect=-9)
-    last = cut / "checkpoints" / "last.ckpt"
-    run(cut, material, "--dropout", "0.2", "--log_every", "2", "--resume", str(last), cache=tmp_path)
-    assert losses(cut) == losses(whole)
-    weights = load_file(whole / "weights.safetensors"), load_file(cut / "weights.safetensors")
-    assert largest_difference(*weights) == 0.0
-
-
-def test_a_resumed_run_may_accumulate_otherwise(material, alone, tmp_path):
-    run(tmp_path, material, "--kill_at", "7", cache=tmp_path, expect=-9)
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    run(tmp_path, material, "--accumulate", "3", "--resume", str(last), cache=tmp_path)
-    one, other = losses(alone), losses(tmp_path)
-    assert one.keys() == other.keys()
-    for step, row in one.items():
-        assert other[step]["train/loss"] == pytest.approx(row["train/loss"], rel=1e-5)
+    train(tmp_path, *material, "--mean", ranks=2)
+    assert largest_difference(tmp_path, alone()) > 1e-3
 
 
 def test_weights_are_the_same_in_any_packing(material, alone, tmp_path):
-    run(tmp_path, material, "--accumulate", "4", cache=tmp_path)
-    weights = load_file(alone / "weights.safetensors"), load_file(tmp_path / "weights.safetensors")
-    assert largest_difference(*weights) < 1e-4
+    train(tmp_path, *material, "--accumulate", "4")
+    assert largest_difference(tmp_path, alone()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks"), [([], 1), (["--fsdp"], 2), (["--fsdp", "--lora"], 2)], ids=["one", "fsdp2", "fsdp2-lora"]
+)
+def test_bf16_computes_over_float32_weights_and_states(strategy, ranks, material, alone, tmp_path):
+    train(tmp_path, *material, "--precision", "bf16-mixed", *strategy, ranks=ranks)
+    assert json.loads((tmp_path / "dtypes.json").read_text()) == ["torch.float32"]
+    expected = alone(*[option for option in strategy if option == "--lora"])
+    assert_same_losses(tmp_path, expected, tolerance=0.02)
+    assert losses(tmp_path) != losses(expected)
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), [([], 1), (["--fsdp"], 2)], ids=["one", "fsdp2"])
+def test_adapters_of_a_bf16_backbone_are_float32(strategy, ranks, material, alone, tmp_path):
+    train(tmp_path, *material, "--lora", "--dtype", "bfloat16", "--precision", "bf16-mixed", *strategy, ranks=ranks)
+    assert json.loads((tmp_path / "dtypes.json").read_text()) == ["torch.float32"]
+    assert_same_losses(tmp_path, alone("--lora"), tolerance=0.02)

@@ -1,27 +1,36 @@
-"""A small training run in a process of its own: `python -m tests.train_run --out DIR ...`.
+"""Small training runs in processes of their own, forked from a server that has imported everything once.
 
-Writes the loss of each step to DIR/losses.json and the final weights to DIR/weights.safetensors. Launched by tests that
-need several processes, a SIGKILL, or a resume.
+A run writes its terms to OUT/losses.jsonl, its final weights to OUT/weights.safetensors and what it printed to
+OUT/output-RANK.txt. It can be told to end itself by SIGKILL at a named moment, and can be killed from outside.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import signal
+import socket
+import sys
+import time
+import traceback
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import FileSystemWriter
 
-from grmlight import PairDataModule, PrepareOptions, RewardModule
-from grmlight.models import BackboneConfig, HeadConfig, gather
+from grmlight import PairDataModule, PrepareOptions, RewardModule, checkpoints
+from grmlight.checkpoints import HIDDEN, Checkpoints
+from grmlight.export import SaveModel
+from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
+from grmlight.sharding import FullySharded
 
 TINY = {
     "model_type": "llama",
@@ -35,6 +44,83 @@ TINY = {
 }
 
 
+class Run:
+    """A run of one or more processes.
+
+    Args:
+        out: the folder it writes to.
+        arguments: see `parse`.
+        ranks: the number of processes.
+    """
+
+    def __init__(self, out: Path, *arguments: str, ranks: int = 1) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["tests.train_run"])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GRMLIGHT_CACHE": str(out / "cache")}
+        self.processes = []
+        for rank in range(ranks):
+            placed = shared | ({"LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else {})
+            given = ["--out", str(out), "--devices", str(ranks), *map(str, arguments)]
+            self.processes.append(server.Process(target=_in_process, args=(given, placed, rank)))
+            self.processes[-1].start()
+
+    def kill(self) -> None:
+        """End all processes at once, as a machine that loses power does."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def wait(self, expect: int = 0, timeout: float = 200) -> None:
+        """Wait for the end; when one process is gone, the others have no run to finish."""
+        deadline = time.monotonic() + timeout
+        while any(process.exitcode is None for process in self.processes) and time.monotonic() < deadline:
+            if any(process.exitcode for process in self.processes):
+                time.sleep(1)
+                break
+            time.sleep(0.02)
+        codes = [process.exitcode for process in self.processes]
+        self.kill()
+        assert expect in codes, (codes, self.output())
+        assert expect or codes == [0] * len(codes), (codes, self.output())
+
+    def output(self) -> str:
+        """What the processes printed, the last of it."""
+        files = sorted(self.out.glob("output-*.txt"))
+        return "\n".join(path.name + "\n" + path.read_text()[-3000:] for path in files)
+
+
+def train(out: Path, *arguments: object, ranks: int = 1, expect: int = 0) -> None:
+    """A whole run; `expect` is the exit code of at least one process, and of all if it is 0."""
+    Run(out, *arguments, ranks=ranks).wait(expect)
+
+
+def losses(out: Path) -> dict[int, dict[str, float]]:
+    """The logged lines by step; of a step that was trained twice, the last."""
+    rows = map(json.loads, (out / "losses.jsonl").read_text().splitlines())
+    return {row["step"]: {name: row[name] for name in row if not name.startswith("speed/")} for row in rows}
+
+
+def _in_process(arguments: list[str], environment: dict[str, str], rank: int) -> None:
+    os.environ.update(environment)
+    file = os.open(
+        Path(environment["GRMLIGHT_CACHE"]).parent / f"output-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    )
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    try:
+        main(arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
 class MeanOfEachPack(RewardModule):
     """The well-known mistake: each pack's mean, whatever its size."""
 
@@ -45,19 +131,24 @@ class MeanOfEachPack(RewardModule):
 
 
 class Recorder(L.Callback):
-    """Notes the loss of each step, and ends the process the hard way where asked."""
+    """Keeps the final weights, and ends the process the hard way where asked."""
 
     def __init__(self, out: Path, kill_at: int) -> None:
         self.out, self.kill_at = out, kill_at
-        self.losses: dict[int, float] = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.kill_at and batch.micro_batch + 1 == trainer.accumulate_grad_batches:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_end(self, trainer, pl_module):
+        dtypes = {parameter.dtype for parameter in pl_module.model.parameters() if parameter.requires_grad}
+        for state in trainer.optimizers[0].state.values():
+            dtypes |= {value.dtype for value in state.values() if torch.is_tensor(value)}
         if (whole := gather(pl_module.model)) is not None and trainer.is_global_zero:
-            save_file(dict(whole.state_dict()), self.out / "weights.safetensors")
+            save_file(
+                {name: tensor.clone() for name, tensor in whole.state_dict().items()}, self.out / "weights.safetensors"
+            )
+            (self.out / "dtypes.json").write_text(json.dumps(sorted(map(str, dtypes))))
 
 
 class StepLogger(CSVLogger):
@@ -77,54 +168,123 @@ class StepLogger(CSVLogger):
         return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-def strategy(given: argparse.Namespace):
-    if given.fsdp:
-        return ModelParallelStrategy(given.devices, 1, process_group_backend="gloo")
-    return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
+def kill_inside(moment: str, count: int) -> None:
+    """Let the process end itself at the so-manyth time that a moment comes.
+
+    Moments: shards (they are there without an index), write (half of the file, or of what goes with shards), written
+    (whole under its hidden name), published (it has its name, no link yet), linked (the old one is not removed yet).
+    """
+    owner, name = {
+        "shards": (FileSystemWriter, "write_data"),
+        "write": (torch, "save"),
+        "written": (checkpoints, "publish"),
+        "published": (Checkpoints, "_swap_last"),
+        "linked": (checkpoints, "discard"),
+    }[moment]
+    true = getattr(owner, name)
+    times = itertools.count(1)
+
+    def dying(*arguments, **options):
+        during = moment in {"shards", "write"}
+        result = true(*arguments, **options) if during else None
+        if (moment != "write" or HIDDEN in str(arguments[1])) and next(times) == count:
+            if moment == "write":
+                os.truncate(arguments[1], Path(arguments[1]).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result if during else true(*arguments, **options)
+
+    setattr(owner, name, dying)
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--backbone", default="", help="a folder; a random model without it")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--dtype", default="float32", help="of the backbone's own weights")
     parser.add_argument("--mean", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
-    parser.add_argument("--kill_at", type=int, default=-1)
+    parser.add_argument("--one_file", action="store_true", help="of a sharded run, too")
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--kill_at", type=int, default=-1, help="the step after which the process ends itself")
+    parser.add_argument("--kill_in", default=None, help="MOMENT:COUNT, see kill_inside")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait after each pack")
     parser.add_argument("--log_every", type=int, default=1)
+    parser.add_argument("--save_every", type=int, default=3)
     parser.add_argument("--resume", default=None)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    given.out.mkdir(parents=True, exist_ok=True)
-    kind = MeanOfEachPack if given.mean else RewardModule
-    module = kind(
-        BackboneConfig(name="", pretrained=False, config=TINY | {"attention_dropout": given.dropout}),
+    return parser.parse_args(arguments)
+
+
+def strategy(given: argparse.Namespace):
+    if given.fsdp:
+        return FullySharded(given.devices, 1, not given.one_file, process_group_backend="gloo")
+    return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
+
+
+def backbone(given: argparse.Namespace) -> BackboneConfig:
+    return BackboneConfig(
+        name=given.backbone,
+        pretrained=bool(given.backbone),
+        config=None if given.backbone else TINY | {"attention_dropout": given.dropout},
+        lora=LoraOptions(r=4, alpha=8, dropout=given.dropout) if given.lora else None,
+        gradient_checkpointing=given.recompute,
+        dtype=given.dtype,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    given = parse(arguments)
+    if given.kill_in:
+        moment, count = given.kill_in.split(":")
+        kill_inside(moment, int(count))
+    module = (MeanOfEachPack if given.mean else RewardModule)(
+        backbone(given),
         HeadConfig(kind="mlp", width=16, dropout=given.dropout),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     )
     data = PairDataModule(
         train=given.data, tokenizer=given.tokenizer, prepare=PrepareOptions(max_length=200), pairs_per_step=6
     )
-    checkpoints = ModelCheckpoint(given.out / "checkpoints", every_n_train_steps=3, save_last=True)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=given.devices,
         strategy=strategy(given),
+        precision=given.precision,
         accumulate_grad_batches=given.accumulate,
         max_epochs=given.epochs,
         gradient_clip_val=1.0,
         log_every_n_steps=given.log_every,
         logger=StepLogger(given.out),
-        callbacks=[TextGeneration(0.1), ScoreL2(0.01), checkpoints, Recorder(given.out, given.kill_at)],
+        callbacks=[
+            TextGeneration(0.1),
+            ScoreL2(0.01),
+            Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
+            Recorder(given.out, given.kill_at),
+            SaveModel(),
+            *([Slow(given.slow)] if given.slow else []),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=given.resume)
 
 
+class Slow(L.Callback):
+    """Gives a killer from outside the time to choose."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *arguments):
+        time.sleep(self.seconds)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

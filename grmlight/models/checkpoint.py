@@ -7,9 +7,11 @@ Recentering statistics go into the head's last layer, so every reader of the lay
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +19,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grmlight.data.names import resolve
@@ -71,6 +74,36 @@ def load(model_class: type[Model], directory: str | os.PathLike[str], options: d
     model = model_class(BackboneConfig(name=str(folder), **chosen), head, **options)
     _load_head(model, folder)
     return model
+
+
+def frozen_names(model: RewardModel) -> frozenset[str]:
+    """The state dict's names of pretrained weights that never train: the backbone's own, where it has adapters.
+
+    Anybody can load them again by the backbone's name, so training checkpoints leave them out.
+    """
+    backbone = model.backbone_config
+    if not backbone.pretrained or (backbone.lora is None and not backbone.frozen):
+        return frozenset()
+    parameters = model.backbone.named_parameters(prefix="backbone", remove_duplicate=False)
+    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+
+
+def fingerprint(model: RewardModel, names: Iterable[str]) -> str:
+    """A hash of tensors' bits, the same however they are sharded. Call it on every rank."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    ordered = sorted(names)
+    sums = [_sum_of_bits(parameters[name]) for name in ordered]
+    total = torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+    if any(isinstance(parameters[name], DTensor) for name in ordered):
+        torch.distributed.all_reduce(total)
+    return hashlib.sha256(json.dumps([ordered, total.tolist()]).encode()).hexdigest()
+
+
+def _sum_of_bits(parameter: Tensor) -> Tensor:
+    local = parameter.detach()
+    local = local.to_local() if isinstance(local, DTensor) else local
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[local.element_size()]
+    return local.contiguous().view(integers).sum(dtype=torch.int64)
 
 
 def _merged(model: RewardModel) -> PreTrainedModel:

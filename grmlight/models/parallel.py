@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 from grmlight.models.reward_model import RewardModel
 
 
-def shard(model: RewardModel, mesh: DeviceMesh) -> None:
+def shard(model: RewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
     """Shard each decoder layer, the reward head, and the rest, in place.
-
-    On GPUs the layers compute in bf16 over float32 masters and reduce gradients in float32; the head stays in float32.
 
     Args:
         model: on the CPU or on each rank's own device.
         mesh: the data-parallel mesh, of one axis.
+        dtype: in which the layers are gathered and compute. The shards keep their own dtype, gradients are reduced in
+            float32, and the reward head stays in float32.
     """
-    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    policy = bf16 if mesh.device_type == "cuda" else MixedPrecisionPolicy()
+    # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for lm in (model.lm, model.reference):
         for layer in [] if lm is None else decoder_layers(lm):
             fully_shard(layer, mesh=mesh, mp_policy=policy)

@@ -99,6 +99,9 @@ class GroupModule(L.LightningModule):
         """Take in a regularizer; called in its `setup`. Names are unique; the module's own terms have theirs."""
         if regularizer in self._regularizers:
             return
+        attached = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+        self._regularizers = [other for other in self._regularizers if other in attached]
+        self._entering &= {other.name for other in self._regularizers}
         taken = {*RESERVED, *(other.name for other in self._regularizers)}
         if regularizer.name in taken:
             raise ValueError(

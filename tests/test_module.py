@@ -182,6 +182,14 @@ def test_a_ramp_to_zero_keeps_its_term(data):
     assert module.signals == {Signal.CHOSEN_LOGPS}
 
 
+def test_a_second_run_of_a_module_has_the_regularizers_of_its_own_trainer(data):
+    module = reward_module()
+    fit(module, data(), Spread(0.25), TextGeneration(0.1))
+    (step, *_) = fit(module, data(), Spread(0.5))
+    assert [regularizer.weight for regularizer in module.regularizers] == [0.5]
+    assert step["train/loss"] == pytest.approx(step["train/preference"] + 0.5 * step["train/spread"], rel=1e-6)
+
+
 def test_two_terms_of_one_name_are_an_error_that_names_it(data):
     with pytest.raises(ValueError, match="two terms of the loss are named 'spread'"):
         fit(reward_module(), data(), Spread(), ScoreL2(name="spread"))

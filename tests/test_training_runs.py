@@ -71,6 +71,13 @@ def test_processes_give_the_losses_and_weights_of_one(options, strategy, ranks, 
     assert largest_difference(tmp_path, alone(*options)) < 1e-4
 
 
+def test_sharded_processes_whose_rows_are_padded_run_the_layers_equally_often(material, alone, tmp_path):
+    """Their packs would fall into different numbers of length buckets, and one would wait for the other for ever."""
+    train(tmp_path, *material, "--padded", "--fsdp", ranks=2)
+    assert_same_losses(tmp_path, alone())
+    assert largest_difference(tmp_path, alone()) < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--lora"], ["--recompute"]], ids=["lora", "full-recompute"])
 def test_sharded_processes_give_the_losses_of_one(options, material, alone, tmp_path):

@@ -213,6 +213,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--one_file", action="store_true", help="of a sharded run, too")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
     parser.add_argument("--kill_at", type=int, default=-1, help="the step after which the process ends itself")
     parser.add_argument("--kill_in", default=None, help="MOMENT:COUNT, see kill_inside")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait after each pack")
@@ -247,6 +248,7 @@ def main(arguments: list[str]) -> None:
     module = (MeanOfEachPack if given.mean else RewardModule)(
         backbone(given),
         HeadConfig(kind="mlp", width=16, dropout=given.dropout),
+        packing="never" if given.padded else "auto",
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     )
     data = PairDataModule(

@@ -93,6 +93,8 @@ class GroupBatch:
         repeated: whether all its groups are repeated: `count_G` as the host knows it.
         reference_logps_N: the log-prob of each response's scored tokens under the start model, in nats, where it was
             computed before training (`grmlight.reference`).
+        chosen_L: which of the L scored tokens belong to better responses. Made while the batch is on the CPU: selecting
+            by a mask would wait for the device.
     """
 
     input_ids_T: Int[Tensor, " T"]
@@ -117,6 +119,12 @@ class GroupBatch:
     packs: int = 1
     repeated: bool = False
     reference_logps_N: Float[Tensor, " N"] | None = None
+    chosen_L: Int[Tensor, " l"] = None  # pyright: ignore[reportAssignmentType] - made from the others
+
+    def __post_init__(self) -> None:
+        if self.chosen_L is None:
+            better_N = torch.zeros_like(self.last_N, dtype=torch.bool).index_fill(0, self.better_C, True)
+            object.__setattr__(self, "chosen_L", better_N[self.response_L].nonzero().squeeze(1))
 
     @classmethod
     def from_arrays(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -30,9 +30,9 @@ class HiddenStates:
         """The states that rewards are read from."""
         return self.states_RH.index_select(0, self.last_N)
 
-    def at_source(self, select_L: Bool[Tensor, " L"] | None = None) -> Float[Tensor, "l H"]:
-        """The states that predict the scored tokens, or the selected ones among them."""
-        source = self.source_L if select_L is None else self.source_L[select_L]
+    def at_source(self, chosen_L: Int[Tensor, " l"] | None = None) -> Float[Tensor, "l H"]:
+        """The states that predict the scored tokens, or the chosen ones among them."""
+        source = self.source_L if chosen_L is None else self.source_L.index_select(0, chosen_L)
         return self.states_RH.index_select(0, source)
 
 

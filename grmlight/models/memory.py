@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from grmlight.models.backbone import BackboneConfig, read_config
 
@@ -61,9 +62,11 @@ def training_memory(options: BackboneConfig) -> TrainingMemory:
         return TrainingMemory(parameters, parameters, parameters * 4 * width)
     targets = tuple(f".{target}" for target in options.lora.targets)
     adapted = [
-        layer for name, layer in lm.named_modules() if isinstance(layer, nn.Linear) and f".{name}".endswith(targets)
+        layer
+        for name, layer in lm.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and f".{name}".endswith(targets)
     ]
-    trainable = sum(options.lora.r * (layer.in_features + layer.out_features) for layer in adapted)
+    trainable = sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
     return TrainingMemory(parameters, trainable, parameters * width + trainable * 16)
 
 

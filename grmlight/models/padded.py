@@ -5,6 +5,8 @@ The mask comes from the segment bounds, so the id of the padding does not matter
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,16 @@ MAX_PADDED = 1.25
 """A bucket holds at most this many times its real tokens."""
 
 
-def padded_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
-    """Run each response behind a copy of its prompt, with the model's own attention."""
+def padded_states(decoder: nn.Module, batch: GroupBatch, bucketed: bool = True) -> HiddenStates:
+    """Run each response behind a copy of its prompt, with the model's own attention.
+
+    Unless `bucketed`, in one forward whatever the lengths.
+    """
     spans = _spans(batch.layout)
     lengths = [sum(end - start for start, end in span) for span in spans]
     first_row = [0] * len(spans)
     states, rows = [], 0
-    for bucket in length_buckets(lengths):
+    for bucket in length_buckets(lengths, MAX_PADDED if bucketed else math.inf):
         width = lengths[bucket[0]]
         token_BW, mask_BW = _rows([spans[response] for response in bucket], width, batch.input_ids_T.device)
         output = decoder(input_ids=batch.input_ids_T[token_BW], attention_mask=mask_BW, use_cache=False)
@@ -37,12 +42,12 @@ def padded_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
     )
 
 
-def length_buckets(lengths: list[int]) -> list[list[int]]:
-    """Indices of `lengths` in buckets, longest first, each as large as `MAX_PADDED` allows."""
+def length_buckets(lengths: list[int], max_padded: float = MAX_PADDED) -> list[list[int]]:
+    """Indices of `lengths` in buckets, longest first, each as large as `max_padded` allows."""
     buckets: list[list[int]] = []
     width = real = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if buckets and width * (len(buckets[-1]) + 1) <= MAX_PADDED * (real + lengths[index]):
+        if buckets and width * (len(buckets[-1]) + 1) <= max_padded * (real + lengths[index]):
             buckets[-1].append(index)
             real += lengths[index]
         else:

@@ -28,6 +28,8 @@ def shard(model: RewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float
     for lm in (model.lm, model.reference):
         for layer in [] if lm is None else decoder_layers(lm):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # Ranks gather weights together, so they must run the layers equally often.
+    model.bucketed = False
     fully_shard(model.head, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 

@@ -52,6 +52,7 @@ class RewardModel(nn.Module):
 
     Attributes:
         packed: whether it runs packed.
+        bucketed: whether a batch that is not packed may take several forwards, one a length bucket.
         reward_shift, reward_scale: statistics for recentering: the forward returns (reward - shift) / scale.
 
     Raises:
@@ -75,7 +76,7 @@ class RewardModel(nn.Module):
         self.backbone_config, self.head_config = backbone, head or HeadConfig()
         config = read_config(backbone)
         passed = gate.packs(config)
-        self.packed = passed.ok and packing == "auto"
+        self.packed, self.bucketed = passed.ok and packing == "auto", True
         if packing == "auto" and not passed.ok:
             _tell_padded(backbone.name or config.model_type, passed.reason)
         self.backbone = load_backbone(backbone, config, PACKED if self.packed else None, seed)
@@ -122,7 +123,7 @@ class RewardModel(nn.Module):
         last_NH = states.at_last()
         logps_N = None
         if signals & _LM_HEAD_SIGNALS:
-            logps_N = self._logps(self.lm, states, batch, None if Signal.LOGPS in signals else _better(batch))
+            logps_N = self._logps(self.lm, states, batch, chosen=Signal.LOGPS not in signals)
         return Outputs(
             rewards_N=(self.head(last_NH) - self.reward_shift) / self.reward_scale,
             logps_N=logps_N,
@@ -180,20 +181,17 @@ class RewardModel(nn.Module):
             )
 
     def _states(self, lm: PreTrainedModel, batch: GroupBatch) -> HiddenStates:
-        return (packed_states if self.packed else padded_states)(decoder(lm), batch)
+        return packed_states(decoder(lm), batch) if self.packed else padded_states(decoder(lm), batch, self.bucketed)
 
-    def _logps(
-        self, lm: PreTrainedModel, states: HiddenStates, batch: GroupBatch, select_N: Bool[Tensor, " N"] | None
-    ) -> Float[Tensor, " N"]:
-        """Summed log-probs of each response's scored tokens; NaN for responses that are not selected."""
-        head = language_head(lm)
-        select_L = None if select_N is None else select_N[batch.response_L]
-        target_L, response_L = batch.target_L, batch.response_L
-        if select_L is not None:
-            target_L, response_L = target_L[select_L], response_L[select_L]
-        logps_L = token_logps(states.at_source(select_L), head.weight, head.bias, target_L, self._transform)
+    def _logps(self, lm: PreTrainedModel, states: HiddenStates, batch: GroupBatch, chosen: bool) -> Float[Tensor, " N"]:
+        """Summed log-probs of each response's scored tokens; of the `chosen` alone, NaN for the others."""
+        head, targets_L, response_L = language_head(lm), batch.target_L, batch.response_L
+        if chosen:
+            targets_L, response_L = (each.index_select(0, batch.chosen_L) for each in (targets_L, response_L))
+        states_LH = states.at_source(batch.chosen_L if chosen else None)
+        logps_L = token_logps(states_LH, head.weight, head.bias, targets_L, self._transform)
         sums_N = logps_L.new_zeros(batch.responses).index_add(0, response_L, logps_L)
-        return sums_N if select_N is None else sums_N.where(select_N, torch.nan)
+        return sums_N.where(_better(batch), torch.nan) if chosen else sums_N
 
     @torch.no_grad()
     def _reference_logps(self, batch: GroupBatch) -> Float[Tensor, " N"]:
@@ -206,7 +204,7 @@ class RewardModel(nn.Module):
                 "build it with reference=True"
             )
         with evaluating(lm), adapters_off(lm):
-            return self._logps(lm, self._states(lm, batch), batch, None)
+            return self._logps(lm, self._states(lm, batch), batch, chosen=False)
 
 
 def _better(batch: GroupBatch) -> Bool[Tensor, " N"]:

@@ -23,14 +23,14 @@ def find_checkpoint(path: str, training: bool) -> Path:
     given = Path(path)
     if given.is_dir() and not is_shards(given):
         if (found := newest_checkpoint(given, training)) is None:
-            raise ValueError(f"ckpt_path {path}: is a folder without a complete checkpoint of a run")
+            raise ValueError(f"{path}: is a folder without a complete checkpoint of a run")
         return found
     try:
         read_checkpoint(given, training)
     except ValueError as error:
         good = newest_checkpoint(given.parent, training) if given.parent.is_dir() else None
         hint = f"; the newest good one beside it is {good}" if good else ""
-        raise ValueError(f"ckpt_path {error}{hint}") from error
+        raise ValueError(f"{error}{hint}") from error
     return given.resolve() if given.is_symlink() else given
 
 

@@ -14,13 +14,14 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 
 from grmlight import PairDataModule, RewardModule
 from grmlight._data_rs import epoch_order
 from grmlight.models import HeadConfig, gather
 from grmlight.regularizers import Regularizer
+from grmlight.sharding import FullySharded
 from tests.tiny_models import tiny_backbone
 
 PAIRS, PAIRS_PER_STEP = 22, 4
@@ -127,7 +128,7 @@ class Weights(L.Callback):
 
 def strategy(given: argparse.Namespace):
     if given.fsdp:
-        return ModelParallelStrategy(given.devices, 1, process_group_backend="gloo")
+        return FullySharded(given.devices, 1, process_group_backend="gloo")
     return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
 
 

@@ -16,13 +16,14 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from grmlight import PairDataModule, RewardModule
 from grmlight.models import HeadConfig, gather
 from grmlight.regularizers import DirectPreference
+from grmlight.sharding import FullySharded
 from tests.tiny_models import tiny_backbone
 
 
@@ -89,7 +90,7 @@ class Lines(Logger):
 
 def strategy(given: argparse.Namespace):
     if given.fsdp:
-        return ModelParallelStrategy(given.devices, 1, process_group_backend="gloo")
+        return FullySharded(given.devices, 1, process_group_backend="gloo")
     return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
 
 

@@ -11,13 +11,9 @@ from tests.test_training_runs import assert_same_losses, largest_difference, wri
 from tests.train_run import Run, losses, train
 
 EXACT = ("--dropout", "0.2", "--log_every", "2")
+"""Lines every 2 steps and checkpoints every 3: a checkpoint may fall between two lines."""
 KINDS = {"one": ([], 1), "ddp": ([], 2), "fsdp2": (["--fsdp"], 2), "fsdp2-file": (["--fsdp", "--one_file"], 2)}
 SLOW = pytest.mark.slow
-
-
-def exact(kind):
-    """Dropout; and lines of one process every 2 steps, so that a checkpoint may fall between two of them."""
-    return EXACT if kind == "one" else EXACT[:2]
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +68,13 @@ def assert_goes_on(cut, kind, material, whole, *arguments):
 def test_killed_within_a_save(kind, moment, step, leftover, material, whole, tmp_path):
     """Checkpoints come every 3 steps, 8 are an epoch. A save publishes twice, the checkpoint and the link."""
     options, ranks = KINDS[kind]
-    train(tmp_path, *material, *options, *exact(kind), "--kill_in", moment, ranks=ranks, expect=-9)
+    train(tmp_path, *material, *options, *EXACT, "--kill_in", moment, ranks=ranks, expect=-9)
     assert any((tmp_path / "checkpoints").glob(f"{HIDDEN}*")) == leftover
     found = newest_checkpoint(tmp_path, training=True)
     assert found is not None
     assert f"step={step}." in found.name
     assert (tmp_path / "checkpoints" / "last.ckpt").resolve().exists()
-    assert_goes_on(tmp_path, kind, material, whole, *exact(kind))
+    assert_goes_on(tmp_path, kind, material, whole, *EXACT)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +82,8 @@ def test_killed_within_a_save(kind, moment, step, leftover, material, whole, tmp
 )
 def test_killed_between_two_saves(kind, kill_at, material, whole, tmp_path):
     options, ranks = KINDS[kind]
-    train(tmp_path, *material, *options, *exact(kind), "--kill_at", kill_at, ranks=ranks, expect=-9)
-    assert_goes_on(tmp_path, kind, material, whole, *exact(kind))
+    train(tmp_path, *material, *options, *EXACT, "--kill_at", kill_at, ranks=ranks, expect=-9)
+    assert_goes_on(tmp_path, kind, material, whole, *EXACT)
 
 
 def test_a_resumed_run_does_not_save_again_what_it_goes_on_from(material, tmp_path):
@@ -109,13 +105,13 @@ def test_killed_from_outside_at_random_moments(kind, seed, material, whole, tmp_
     for _ in range(2):
         resume = newest_checkpoint(tmp_path, training=True)
         again = ["--resume", str(resume)] if resume else []
-        run = Run(tmp_path, *material, *options, *exact(kind), "--slow", "0.02", *again, ranks=ranks)
+        run = Run(tmp_path, *material, *options, *EXACT, "--slow", "0.02", *again, ranks=ranks)
         deadline = time.monotonic() + 60
         while saved(tmp_path) <= {resume} and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.6))
         run.kill()
-    assert_goes_on(tmp_path, kind, material, whole, *exact(kind))
+    assert_goes_on(tmp_path, kind, material, whole, *EXACT)
 
 
 def saved(out):

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests import reference_run
+from tests.train_run import losses
 
 WORDS = "the a red green cat dog runs sleeps under over house tree why who said it was not so very well indeed".split()
 DDP = ["--devices", "2"]
@@ -96,10 +97,6 @@ def copied(material, tmp_path_factory):
     assert "reference log-probs" not in said
     assert not runs.kept
     return out
-
-
-def losses(out):
-    return {row["step"]: row for row in map(json.loads, (out / "losses.jsonl").read_text().splitlines())}
 
 
 def largest_difference(one, other):

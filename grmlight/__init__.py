@@ -1,6 +1,6 @@
 """Reward models that generalize, and policies that do not over-optimize them."""
 
-from grmlight.checkpoints import Checkpoints as Checkpoints
 from grmlight.data.datamodule import PairDataModule as PairDataModule
 from grmlight.data.options import PrepareOptions as PrepareOptions
 from grmlight.reward import RewardModule as RewardModule
+from grmlight.training.checkpoints import Checkpoints as Checkpoints

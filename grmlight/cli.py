@@ -17,7 +17,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from grmlight.checkpoints import Checkpoints
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.files import remove, write_json
 from grmlight.data.options import PrepareOptions
@@ -27,9 +26,10 @@ from grmlight.evaluation.predictions import PredictionWriter
 from grmlight.evaluation.run_report import RunReport, describe_report
 from grmlight.export import SaveModel, export
 from grmlight.module import GroupModule
-from grmlight.resume import find_checkpoint, last_checkpoint
 from grmlight.scoring import score
-from grmlight.sharding import check_strategy
+from grmlight.training.checkpoints import Checkpoints
+from grmlight.training.resume import find_checkpoint, last_checkpoint
+from grmlight.training.sharding import check_strategy
 
 TRAINER_COMMANDS = {
     "fit": "train a model",

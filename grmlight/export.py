@@ -18,11 +18,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grmlight.data.files import remove, temporary_sibling, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
-from grmlight.description import DESCRIPTION, build, unpack_tokenizer
 from grmlight.evaluation.run_report import run_directory
 from grmlight.models import RewardModel, gather
 from grmlight.models.shards import is_shards, read_tensors
-from grmlight.resume import find_checkpoint, read_checkpoint
+from grmlight.training.description import DESCRIPTION, build, unpack_tokenizer
+from grmlight.training.resume import find_checkpoint, read_checkpoint
 
 MODEL_FOLDER = "model"
 OPTIONS_FILE = "grmlight.json"

@@ -4,7 +4,7 @@ Notable decisions:
 
 - The module pulls: regularizers register in `setup`, the module asks one forward for the signals they need, reads
   their penalties and adds them. No hook edits a loss.
-- A step is exact in groups: see `grmlight.objective`.
+- A step is exact in groups: see `grmlight.training.objective`.
 - Dropout is seeded at each micro-batch from (seed, step, micro-batch, rank), so no generator state is saved.
 - Training figures stay on the device and are flushed every `log_every_n_steps`; nothing waits for the device in a step,
   unless steps that are not finite shall be skipped.
@@ -27,15 +27,15 @@ from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
 from grmlight.evaluation.pair_figures import pair_values
-from grmlight.gradients import all_finite, clip_gradients, gradient_norm
-from grmlight.meter import RESERVED, Meter, Ranks
 from grmlight.models.flops import ModelFlops
 from grmlight.models.memory import memory_errors
 from grmlight.models.outputs import Outputs, Signal
-from grmlight.objective import Objective, Penalty, check_convex, objective
 from grmlight.regularizers.base import Ramp, Regularizer
-from grmlight.resume import count_packs
-from grmlight.speed import peak_flops, work_figures
+from grmlight.training.gradients import all_finite, clip_gradients, gradient_norm
+from grmlight.training.meter import RESERVED, Meter, Ranks
+from grmlight.training.objective import Objective, Penalty, check_convex, objective
+from grmlight.training.resume import count_packs
+from grmlight.training.speed import peak_flops, work_figures
 
 Schedule = Literal["cosine", "linear", "constant"]
 NonFinite = Literal["stop", "skip"]

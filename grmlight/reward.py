@@ -17,7 +17,6 @@ from grmlight import losses
 from grmlight.data.batch import GroupBatch
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.tokenizer import load_tokenizer
-from grmlight.description import DESCRIPTION, check_frozen, describe
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
 from grmlight.models import (
@@ -34,8 +33,9 @@ from grmlight.models import (
 from grmlight.models.flops import ModelFlops, model_flops
 from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
-from grmlight.reference import reference_logps, start_weights
-from grmlight.sharding import check_trainer
+from grmlight.training.description import DESCRIPTION, check_frozen, describe
+from grmlight.training.reference import reference_logps, start_weights
+from grmlight.training.sharding import check_trainer
 
 Reference = Literal["store", "copy"]
 
@@ -98,7 +98,8 @@ class RewardModule(GroupModule):
 
         A checkpoint is restored later, so the weights are the start weights here.
 
-        Errors: ValueError if the data does not fit the model's vocabulary or positions, or see `grmlight.reference`.
+        Errors: ValueError if the data does not fit the model's vocabulary or positions; see also
+        `grmlight.training.reference`.
         """
         stored = self._wants("store") and self.trainer.state.fn == TrainerFn.FITTING
         if self.model is not None and not stored:

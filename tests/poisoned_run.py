@@ -21,7 +21,7 @@ from grmlight import PairDataModule, RewardModule
 from grmlight._data_rs import epoch_order
 from grmlight.models import HeadConfig, gather
 from grmlight.regularizers import Regularizer
-from grmlight.sharding import FullySharded
+from grmlight.training.sharding import FullySharded
 from tests.tiny_models import tiny_backbone
 
 PAIRS, PAIRS_PER_STEP = 22, 4

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from grmlight import PairDataModule, RewardModule
 from grmlight.models import HeadConfig, gather
 from grmlight.regularizers import DirectPreference
-from grmlight.sharding import FullySharded
+from grmlight.training.sharding import FullySharded
 from tests.tiny_models import tiny_backbone
 
 

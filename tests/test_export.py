@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from grmlight.export import export
 from grmlight.models import RewardModel
-from grmlight.resume import find_checkpoint
+from grmlight.training.resume import find_checkpoint
 from tests.test_training_runs import write_material
 from tests.tiny_models import tiny_reward_model
 from tests.train_run import losses, train

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from grmlight.checkpoints import HIDDEN
-from grmlight.resume import newest_checkpoint
+from grmlight.training.checkpoints import HIDDEN
+from grmlight.training.resume import newest_checkpoint
 from tests.test_training_runs import assert_same_losses, largest_difference, write_material
 from tests.train_run import Run, losses, train
 

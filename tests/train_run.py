@@ -25,12 +25,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemWriter
 
-from grmlight import PairDataModule, PrepareOptions, RewardModule, checkpoints
-from grmlight.checkpoints import HIDDEN, Checkpoints
+from grmlight import PairDataModule, PrepareOptions, RewardModule
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
-from grmlight.sharding import FullySharded
+from grmlight.training import checkpoints
+from grmlight.training.checkpoints import HIDDEN, Checkpoints
+from grmlight.training.sharding import FullySharded
 
 TINY = {
     "model_type": "llama",

@@ -92,7 +92,7 @@ class GroupBatch:
         packs: packs of the step on each rank.
         repeated: whether all its groups are repeated: `count_G` as the host knows it.
         reference_logps_N: the log-prob of each response's scored tokens under the start model, in nats, where it was
-            computed before training (`grmlight.reference`).
+            computed before training (`grmlight.training.reference`).
         chosen_L: which of the L scored tokens belong to better responses. Made while the batch is on the CPU: selecting
             by a mask would wait for the device.
     """

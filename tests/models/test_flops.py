@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grmlight.models import Signal
 from grmlight.models.flops import model_flops
-from grmlight.speed import Work
+from grmlight.training.speed import Work
 from tests.models.groups import mixed_groups, starts
 from tests.reference.packing import pack_groups, shared_prompt
 from tests.tiny_models import tiny_reward_model

@@ -7,7 +7,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from grmlight.models.shards import check_shards, is_shards, load_shards, read_index, read_tensors, read_whole, shapes
-from grmlight.resume import find_checkpoint
+from grmlight.training.resume import find_checkpoint
 
 
 class Evil:

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grmlight.data.batch import Layout
 from grmlight.evaluation import pair_figures, pair_sums, pair_values
-from grmlight.meter import ASIDE, KEPT, Meter, Ranks
+from grmlight.training.meter import ASIDE, KEPT, Meter, Ranks
 from tests.batches import pair_batch
 
 LAYOUT = Layout((0, 2, 5, 6), (-1, 0, 0), (1, 2))

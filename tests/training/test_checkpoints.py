@@ -4,7 +4,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from grmlight.checkpoints import HIDDEN, Checkpoints, discard, publish
+from grmlight.training.checkpoints import HIDDEN, Checkpoints, discard, publish
 from tests.test_module import data, reward_module, trainer
 
 __all__ = ["data"]

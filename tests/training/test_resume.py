@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from grmlight.resume import find_checkpoint, last_checkpoint, newest_checkpoint
+from grmlight.training.resume import find_checkpoint, last_checkpoint, newest_checkpoint
 
 
 @pytest.mark.parametrize(

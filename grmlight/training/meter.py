@@ -24,7 +24,7 @@ from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
 from grmlight.evaluation.pair_figures import NO_TERMS, SUMS, PairValues, pair_figures, pair_sums, sum_dtype
-from grmlight.speed import Clock, Work, peak_memory, together
+from grmlight.training.speed import Clock, Work, peak_memory, together
 
 ASIDE = 32
 """Packs put aside before they are added to the sums."""

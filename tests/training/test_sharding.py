@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from grmlight.models.shards import states_by_index, states_by_name
-from grmlight.sharding import FullySharded, check_strategy, check_trainer
+from grmlight.training.sharding import FullySharded, check_strategy, check_trainer
 
 
 class Trained:
@@ -18,7 +18,7 @@ class Trained:
     ("strategy", "precision", "message"),
     [
         (FSDPStrategy(), "32-true", "append --config configs/fsdp.yaml"),
-        (ModelParallelStrategy(1, 1), "32-true", "use grmlight.sharding.FullySharded in the place of"),
+        (ModelParallelStrategy(1, 1), "32-true", "use grmlight.training.sharding.FullySharded in the place of"),
         (FullySharded(1, 1), "bf16-true", "set trainer.precision to bf16-mixed"),
         (FullySharded(1, 1), "16-true", "set trainer.precision to bf16-mixed"),
     ],

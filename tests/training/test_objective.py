@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from grmlight.objective import Penalty, objective
 from grmlight.regularizers import DirectPreference, PositiveReward, RewardCentering, ScoreL2, TextGeneration
+from grmlight.training.objective import Penalty, objective
 from tests.batches import outputs_of, pair_batch
 
 REWARDS = [0.4, -0.3, 1.1, 1.3, -2.0, 0.5]

@@ -25,12 +25,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from grmlight.description import left_out
 from grmlight.models.backbone import check_loaded
 from grmlight.models.shards import load_shards, read_meta, shapes, states_by_index, states_by_name
+from grmlight.training.description import left_out
 
 USE_FSDP2 = "FSDP1 is not offered; drop the strategy and append --config configs/fsdp.yaml, which is FSDP2"
-_SHARDED = "grmlight.sharding.FullySharded"
+_SHARDED = "grmlight.training.sharding.FullySharded"
 _WHOLE = StateDictOptions(full_state_dict=True)
 
 

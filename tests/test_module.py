@@ -15,6 +15,7 @@ from grmlight.evaluation.pair_figures import FIGURES
 from grmlight.models import HeadConfig, Signal
 from grmlight.regularizers import DirectPreference, Ramp, Regularizer, RewardCentering, ScoreL2, TextGeneration
 from tests.tiny_models import PACKABLE, tiny_backbone
+from tests.waits import Waits
 
 
 class Spread(Regularizer):
@@ -33,6 +34,17 @@ class Broken(Spread):
 
     def penalty(self, outputs, batch):
         return super().penalty(outputs, batch) / 0.0
+
+
+class Waiting(Spread):
+    """One that reads a number in the middle of a step."""
+
+    def __init__(self, weight):
+        super().__init__(weight)
+        self.name = "waiting"
+
+    def penalty(self, outputs, batch):
+        return super().penalty(outputs, batch) / (1 + outputs.rewards_N.detach().abs().max().item())
 
 
 class Kept(Logger):
@@ -379,3 +391,25 @@ def test_ranks_ask_each_other_whether_to_end_once_a_line(data):
     asking = Asking()
     fit(reward_module(), data(), asking, steps=8, log_every_n_steps=3)
     assert asking.steps == [0, 3, 6]
+
+
+class Watching(L.Callback):
+    """Notes what forward, loss, figures and backward would wait for."""
+
+    def __init__(self):
+        self.waits = Waits()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.waits.__enter__()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.waits.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    "regularizer", [TextGeneration(0.1), DirectPreference(0.1), Waiting(0.1)], ids=lambda r: r.name
+)
+def test_no_step_waits_for_the_device(kind, data):
+    watching = Watching()
+    fit(reward_module(), data(), kind(0.1), watching, steps=3, log_every_n_steps=3)
+    assert bool(watching.waits.found) == (kind is Waiting)

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from grmlight.data.batch import Layout
 from grmlight.evaluation import pair_figures, pair_sums, pair_values
 from grmlight.training.meter import ASIDE, KEPT, Meter, Ranks
 from tests.batches import pair_batch
+from tests.waits import Waits
 
 LAYOUT = Layout((0, 2, 5, 6), (-1, 0, 0), (1, 2))
 
@@ -120,27 +120,10 @@ def test_rows_that_are_no_longer_known_are_no_crash():
         meter.flush(KEPT + 2, Ranks())
 
 
-class Waits(TorchDispatchMode):
-    """Notes operations that would wait for a GPU."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "bincount", "equal", "is_nonzero", "unique")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(name in str(function) for name in self.NAMES):
-            self.found.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def test_nothing_in_a_step_waits_for_the_device():
-    meter = Meter()
+    meter, packs = Meter(), [pack(number) for number in range(2 * ASIDE)]
     with Waits() as waits:
-        for number in range(2 * ASIDE):
-            add(meter, number, norm=1.0)
+        for number, (batch, rewards_N) in enumerate(packs):
+            meter.add(batch, number, {"loss": torch.ones(())}, pair_values(rewards_N, batch))
+            meter.end_step(torch.ones(()))
     assert waits.found == []
-    with Waits() as waits:
-        torch.ones(2).sum().item()
-    assert waits.found

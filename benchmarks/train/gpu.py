@@ -42,9 +42,12 @@ def _model_rows(name: str, entries: dict[str, Any], folder: Path, repetitions: i
     material = make_material(folder, typical_batch(population(SHAPES["reference"]), 8), entries, dtype)
     variants = _variants("LoRA" in name)
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    figures: dict[str, dict[str, float]] = {}
     for _ in range(repetitions):
         for variant, run in variants.items():
-            seconds[variant].append(statistics.median(run(material, steps + 1).seconds))
+            found = run(material, steps + 1)
+            seconds[variant].append(statistics.median(found.seconds))
+            figures[variant] = found.figures
             torch.cuda.empty_cache()
             print(f"  {name}, {variant}: {seconds[variant][-1]:.3f} s", flush=True)
     ratios = [
@@ -53,6 +56,11 @@ def _model_rows(name: str, entries: dict[str, Any], folder: Path, repetitions: i
         ("GRM-SFT against TRL's plain reward model", "trl", "ours sft"),
     ]
     rows = [Row(f"GPU, {name}: {what}", median_ratio(seconds[slow], seconds[fast]), "x") for what, slow, fast in ratios]
+    rows += [
+        Row(f"GPU, {name}: MFU, {variant}", 100 * logged["speed/mfu"], "%")
+        for variant, logged in figures.items()
+        if "speed/mfu" in logged
+    ]
     return rows + [
         Row(f"GPU, {name}: pairs a second, {variant}", len(material.ids) / statistics.median(took), "pairs/s")
         for variant, took in seconds.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.loggers.logger import Logger
 
 from benchmarks.train.material import OPTIONS, Material, cache
 from benchmarks.train.peers import ALPHA, BETA, CLIP, LEARNING_RATE, Steps, Variant, clock, differences
@@ -45,6 +46,23 @@ class _Ends(L.Callback):
         self.ends.append(clock())
 
 
+class _Last(Logger):
+    """Keeps the last line that is logged."""
+
+    name = version = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.figures: dict[str, float] = {}
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Leave them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep the line."""
+        self.figures = metrics
+
+
 def optimizer(parameters: Any) -> torch.optim.Optimizer:
     """What TRL takes by default."""
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -60,7 +78,7 @@ def ours(
     """A run of `Trainer.fit`; the regularizer is "", "sft" or "dpo" (without reference)."""
 
     def run(material: Material, steps: int) -> Steps:
-        ends = _Ends()
+        ends, last = _Ends(), _Last()
         callbacks: list[L.Callback] = [ends, *_regularizers(regularizer)]
         module = Scored(
             material,
@@ -86,10 +104,10 @@ def ours(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 enable_checkpointing=False,
-                logger=False,
+                logger=last,
             )
             trainer.fit(module, data)
-        return Steps(differences(ends.ends), torch.stack(ends.losses).tolist())
+        return Steps(differences(ends.ends), torch.stack(ends.losses).tolist(), last.figures)
 
     return run
 

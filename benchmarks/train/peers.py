@@ -34,10 +34,12 @@ class Steps:
     Attributes:
         seconds: of each step after the first, by `clock`.
         losses: of every step.
+        figures: what was logged at the end, where something was.
     """
 
     seconds: list[float]
     losses: list[float]
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 Variant = Callable[[Material, int], Steps]

@@ -2,10 +2,11 @@
 
 Notable decisions:
 
-- A head that learns costs four products: its logits once more in backward, from the saved log-sum-exp. A frozen head
-  costs two: the gradient of the hidden states is made in forward, up to the factor that comes from above.
-- torch's `linear_cross_entropy` does the same, without softcap, scale and the short way for a frozen head. At equal
-  chunks it takes the same time, so it is not used.
+- A head that learns costs four products: its logits once more in backward. If they are few enough for one chunk's
+  memory they are kept, and it costs three. A frozen head costs two: the gradient of the hidden states is made in
+  forward, up to the factor that comes from above.
+- torch's `linear_cross_entropy` costs four, for every head, and knows no softcap and no scale. At equal chunks its four
+  take the same time as the four here, so it is not used.
 - Shape suffixes: L tokens, H hidden size, V vocabulary, C rows of a chunk.
 """
 
@@ -18,10 +19,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 _CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
-"""Logits that exist at a time, at most, in float32: 128 MiB and 1 GiB."""
+"""Logits that exist at a time, at most, in float32: 128 MiB and 1 GiB. Backward needs as many while memory is fullest,
+whether they are kept or made again."""
 
 _MAX_ROWS = {"cpu": 512, "cuda": 4096}
 """More rows gain nothing: on a CPU they leave its cache."""
@@ -76,8 +79,13 @@ def token_logps(
 
 def chunk_rows(vocabulary: int, device: str) -> int:
     """Rows of one chunk on a kind of device."""
-    kind = device if device in _MAX_ROWS else "cpu"
-    return max(_MIN_ROWS, min(_MAX_ROWS[kind], _CHUNK_ELEMENTS[kind] // vocabulary))
+    most = _MAX_ROWS.get(device, _MAX_ROWS["cpu"])
+    return max(_MIN_ROWS, min(most, chunk_elements(device) // vocabulary))
+
+
+def chunk_elements(device: str) -> int:
+    """Logits of one chunk on a kind of device, at most."""
+    return _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cpu"])
 
 
 def _chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:
@@ -94,7 +102,7 @@ def _chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, t
 
 
 class _TokenLogps(torch.autograd.Function):
-    """A head that learns leaves its log-sum-exps for backward; a frozen one the finished gradient, to be scaled."""
+    """What forward leaves for backward: for a frozen head the finished gradient, else the inputs, and logits if few."""
 
     @staticmethod
     def forward(
@@ -109,21 +117,22 @@ class _TokenLogps(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         frozen = not (need_weight or need_bias)
         logps_L = torch.empty(len(target_L), dtype=torch.float32, device=hidden_LH.device)
-        logsumexp_L = torch.empty_like(logps_L)
         grad_LH = torch.empty_like(hidden_LH) if frozen and need_hidden else None
+        keep = not frozen and logps_L.numel() * len(weight_VH) <= chunk_elements(hidden_LH.device.type)
+        kept: list[Tensor] = []
         for start in range(0, len(target_L), rows):
             chunk = slice(start, start + rows)
             logits_CV = _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, transform)
-            logsumexp_L[chunk] = logits_CV.logsumexp(dim=-1)
-            logps_L[chunk] = logits_CV.gather(1, target_L[chunk, None]).squeeze(1) - logsumexp_L[chunk]
+            logps_L[chunk] = F.log_softmax(logits_CV, dim=-1).gather(1, target_L[chunk, None]).squeeze(1)
             if grad_LH is not None:
-                ones_C = torch.ones_like(logsumexp_L[chunk])
-                grad_CV = _grad_product(logits_CV, ones_C, target_L[chunk], logsumexp_L[chunk], transform)
+                grad_CV = _grad_product(logits_CV, torch.ones_like(logps_L[chunk]), target_L[chunk], transform)
                 grad_LH[chunk] = grad_CV.to(weight_VH.dtype) @ weight_VH
+            if keep:
+                kept.append(logits_CV)
         if frozen:
             ctx.save_for_backward(grad_LH)
         else:
-            ctx.save_for_backward(hidden_LH, weight_VH, bias_V, target_L, logsumexp_L)
+            ctx.save_for_backward(hidden_LH, weight_VH, bias_V, target_L, *kept)
         ctx.frozen, ctx.transform, ctx.rows = frozen, transform, rows
         return logps_L
 
@@ -133,16 +142,15 @@ class _TokenLogps(torch.autograd.Function):
         if ctx.frozen:
             (scaled_LH,) = ctx.saved_tensors
             return (scaled_LH * grad_L[:, None]).to(scaled_LH.dtype), None, None, None, None, None
-        hidden_LH, weight_VH, bias_V, target_L, logsumexp_L = ctx.saved_tensors
+        hidden_LH, weight_VH, bias_V, target_L, *kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden_LH = torch.empty_like(hidden_LH) if need_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH) if need_weight else None
         grad_bias_V = torch.zeros_like(bias_V) if need_bias else None
-        for start in range(0, len(target_L), ctx.rows):
+        for number, start in enumerate(range(0, len(target_L), ctx.rows)):
             chunk = slice(start, start + ctx.rows)
-            logits_CV = _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, ctx.transform)
-            grad_CV = _grad_product(logits_CV, grad_L[chunk], target_L[chunk], logsumexp_L[chunk], ctx.transform)
-            grad_CV = grad_CV.to(weight_VH.dtype)
+            again = kept[number] if kept else _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, ctx.transform)
+            grad_CV = _grad_product(again, grad_L[chunk], target_L[chunk], ctx.transform).to(weight_VH.dtype)
             if grad_hidden_LH is not None:
                 grad_hidden_LH[chunk] = grad_CV @ weight_VH
             if grad_weight_VH is not None:
@@ -152,15 +160,10 @@ class _TokenLogps(torch.autograd.Function):
         return grad_hidden_LH, grad_weight_VH, grad_bias_V, None, None, None
 
 
-def _grad_product(
-    logits_CV: Tensor, grad_C: Tensor, target_C: Tensor, logsumexp_C: Tensor, transform: LogitTransform
-) -> Tensor:
-    """Gradient of the log-probs with respect to the LM head's product; overwrites the logits."""
-    slope_CV = None
-    if transform.softcap is not None:
-        slope_CV = 1 - (logits_CV / transform.softcap).square_()
-    grad_CV = logits_CV.sub_(logsumexp_C[:, None]).exp_().mul_(-grad_C[:, None])
+def _grad_product(logits_CV: Tensor, grad_C: Tensor, target_C: Tensor, transform: LogitTransform) -> Tensor:
+    """Gradient of the log-probs with respect to the LM head's product; leaves the logits as they are."""
+    grad_CV = F.softmax(logits_CV, dim=-1).mul_(-grad_C[:, None])
     grad_CV.scatter_add_(1, target_C[:, None], grad_C[:, None])
-    if slope_CV is not None:
-        grad_CV *= slope_CV
+    if transform.softcap is not None:
+        grad_CV *= 1 - (logits_CV / transform.softcap).square_()
     return grad_CV.mul_(transform.scale) if transform.scale != 1.0 else grad_CV

@@ -33,10 +33,12 @@ def full_logits(hidden_LH, weight_VH, bias_V, target_L, transform):
     return logits.log_softmax(dim=-1)[torch.arange(len(target_L)), target_L]
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["made again", "kept"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_values_and_gradients_are_those_of_full_logits_in_float64(monkeypatch, transform, bias, frozen):
+def test_values_and_gradients_are_those_of_full_logits_in_float64(monkeypatch, transform, bias, frozen, kept):
+    monkeypatch.setattr(logprobs, "chunk_elements", lambda device: 50 * 37 - (not kept))
     monkeypatch.setattr(logprobs, "chunk_rows", lambda vocabulary, device: 16)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator) for shape in [(50, 8), (37, 8), (37,)]]
@@ -85,13 +87,23 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("trained", "products"), [(True, 4), (False, 2)])
-def test_products_with_the_vocabulary(trained, products):
-    """Logits, their repetition and two gradients for a head that learns; logits and one gradient for a frozen one."""
+@pytest.mark.parametrize(("trained", "kept", "products"), [(True, False, 4), (True, True, 3), (False, False, 2)])
+def test_products_with_the_vocabulary(trained, kept, products, monkeypatch):
+    """Logits, their repetition unless kept, and two gradients for a head that learns; one gradient for a frozen one."""
+    monkeypatch.setattr(logprobs, "chunk_rows", lambda vocabulary, device: 64)
+    monkeypatch.setattr(logprobs, "chunk_elements", lambda device: 40 * 64 - (not kept))
     hidden, weight = torch.randn(40, 8, requires_grad=True), torch.randn(64, 8, requires_grad=trained)
     with Products() as counter:
         token_logps(hidden, weight, None, torch.arange(40), LogitTransform()).sum().backward()
     assert counter.count == products
+
+
+def test_a_second_backward_finds_what_it_needs():
+    hidden, weight = torch.randn(40, 8, requires_grad=True), torch.randn(64, 8, requires_grad=True)
+    logps = token_logps(hidden, weight, None, torch.arange(40), LogitTransform()).sum()
+    first = torch.autograd.grad(logps, (hidden, weight), retain_graph=True)
+    second = torch.autograd.grad(logps, (hidden, weight))
+    assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])

@@ -26,7 +26,7 @@ _CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that exist at a time, at most, in float32: 128 MiB and 1 GiB. Backward needs as many while memory is fullest,
 whether they are kept or made again."""
 
-_MAX_ROWS = {"cpu": 512, "cuda": 4096}
+_MAX_ROWS = {"cpu": 1024, "cuda": 4096}
 """More rows gain nothing: on a CPU they leave its cache."""
 
 _MIN_ROWS = 16

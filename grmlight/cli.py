@@ -15,7 +15,9 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.files import remove, write_json
@@ -51,6 +53,8 @@ class CommandLine(LightningCLI):
         """Find and read a checkpoint, and look at the strategy, before anything is built or written."""
         given = self.config[self.subcommand] if self.subcommand else self.config
         check_strategy(given.trainer.strategy)
+        if given.trainer.accumulate_grad_batches < 1:
+            raise ValueError("trainer.accumulate_grad_batches: a step has at least 1 pack; set it to 1 or more")
         path, found = given.get("ckpt_path"), None
         if path == "last":
             found = last_checkpoint(given.checkpoint.dirpath)
@@ -94,6 +98,15 @@ class CommandLine(LightningCLI):
         return trainer
 
 
+class SaveConfig(SaveConfigCallback):
+    """Keeps the configuration in the run's directory; without one nowhere, lest a file of the user's be replaced."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it once."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
 def run_trainer(arguments: list[str]) -> None:
     """`fit`, `validate`, `test` and `predict`."""
     CommandLine(
@@ -102,6 +115,7 @@ def run_trainer(arguments: list[str]) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=1,
         trainer_defaults={"callbacks": [RunReport(), LearningCurve(), SaveModel(), PredictionWriter()]},
@@ -181,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     _quiet()
     try:
         run_trainer(arguments) if command in TRAINER_COMMANDS else FUNCTIONS[command][1](arguments[1:])
-    except (ValueError, OSError, ArgumentError) as error:
+    except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
         if os.environ.get("GRMLIGHT_TRACEBACK"):
             raise
         sys.exit(f"grmlight {command}: {one_line(error)} (GRMLIGHT_TRACEBACK=1 shows where)")
@@ -203,10 +217,16 @@ def one_line(error: Exception) -> str:
     return " ".join(line for line in lines if line and not line.startswith(noise))
 
 
+_BEFORE_TRAINING = ("config.yaml", "hparams.yaml", "data.json", "events.out.*")
+"""What a run writes before its first step."""
+
+
 def _sweep(folders: set[Path], parents: set[Path]) -> None:
-    """Remove folders, and those of their parents that are then empty."""
+    """Remove folders that hold no more than a run's beginnings, and those of their parents that are then empty."""
     for folder in folders:
-        remove(folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        if all(any(path.match(begun) for begun in _BEFORE_TRAINING) for path in files):
+            remove(folder)
     for parent in sorted(parents, reverse=True):
         with contextlib.suppress(OSError):
             parent.rmdir()

@@ -20,6 +20,7 @@ from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.run_report import run_directory
 from grmlight.models import RewardModel, gather
+from grmlight.models.checkpoint import publish_model
 from grmlight.models.shards import is_shards, read_tensors
 from grmlight.training.description import DESCRIPTION, build, unpack_tokenizer
 from grmlight.training.resume import find_checkpoint, read_checkpoint
@@ -71,6 +72,8 @@ def export(source: Path, out: Path) -> Path:
     """
     if out.is_file() or out.resolve() == source.resolve():
         raise ValueError(f"{out}: cannot be the model's folder; name a new one with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ValueError(f"{out}: holds other files; name an empty or a new folder with --out")
     if source.is_dir() and not is_shards(source):
         for folder in (source, source / MODEL_FOLDER):
             if (folder / "config.json").exists():
@@ -87,8 +90,7 @@ def _copy_model(folder: Path, out: Path) -> None:
     hidden = temporary_sibling(out)
     try:
         shutil.copytree(folder, hidden)
-        remove(out)
-        hidden.replace(out)
+        publish_model(hidden, out)
     finally:
         remove(hidden)
 

@@ -242,9 +242,13 @@ class GroupModule(L.LightningModule):
         self.meter.clock.start()
 
     def on_train_end(self) -> None:
-        """Log the steps that are left over."""
+        """Log the steps that are left over.
+
+        Errors: ValueError if the weights are no longer finite, so that no model is made of them.
+        """
         if self.global_step > self.meter.since:
             self._log_training()
+        self._check_finite_weights()
 
     @property
     def _log_every(self) -> int:
@@ -293,6 +297,9 @@ class GroupModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the meter; terms or weights that are not finite are an error, so the last finite checkpoint stays."""
         checkpoint["grmlight_meter"] = self.meter.state(self._ranks)
+        self._check_finite_weights()
+
+    def _check_finite_weights(self) -> None:
         if not self._gather(all_finite(self.parameters()).float()[None]).all():
             raise ValueError(
                 f"step {self.global_step}: the weights are no longer finite; lower the learning rate, and go on from "
@@ -323,7 +330,6 @@ class GroupModule(L.LightningModule):
         Errors: ValueError if the checkpoint was written on other data, or if convex weights will exceed 1.
         """
         self._check_weights()
-        self._ask_for_termination_less()
         self._peak = peak_flops(self.device)
         self._flops = self.model_flops() if self._peak else None
         if self.on_nonfinite == "skip":
@@ -336,20 +342,6 @@ class GroupModule(L.LightningModule):
             if self.global_step > self.meter.since and self.global_step % self._log_every == 0:
                 self._log_training()
         self._resumed = {}
-
-    def _ask_for_termination_less(self) -> None:
-        """Let ranks ask each other once a logged line whether one of them was told to end.
-
-        Lightning does so before each pack, and each waits for the answer of its device.
-        """
-        loop: Any = self.trainer.fit_loop.epoch_loop
-        ask = loop._broadcast_sigterm_tensor
-
-        def ask_at_lines() -> None:
-            if self.global_step % self._log_every == 0:
-                ask()
-
-        loop._broadcast_sigterm_tensor = ask_at_lines
 
     def _check_weights(self) -> None:
         """Convex weights change in straight lines, so their sum is largest where a ramp begins or ends."""

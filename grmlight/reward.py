@@ -217,6 +217,8 @@ class RewardModule(GroupModule):
     def setup(self, stage: str) -> None:
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
         check_trainer(self.trainer)
+        if stage == "fit":
+            _check_masters(self.backbone)
         if stage == "fit" and self.model is None:
             rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -253,6 +255,15 @@ class RewardModule(GroupModule):
         """The rewards of each pair, by row."""
         with self._memory_errors():
             return predictions(self(batch).rewards_N, batch)
+
+
+def _check_masters(backbone: BackboneConfig) -> None:
+    """Weights that learn must be float32."""
+    if backbone.dtype == "bfloat16" and backbone.lora is None and not backbone.frozen:
+        raise ValueError(
+            "backbone.dtype bfloat16 would round most updates of a fully trained model away; set it to float32, and "
+            "trainer.precision to bf16-mixed"
+        )
 
 
 def _check_fit(config: PretrainedConfig, datamodule: PairDataModule | None) -> None:

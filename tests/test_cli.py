@@ -166,6 +166,8 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
         (["fit", *QUICK, "--trainer.strategy", "fsdp_cpu_offload"], "configs/fsdp.yaml"),
         (["fit", *QUICK, "--trainer.strategy.class_path", "FSDPStrategy"], "configs/fsdp.yaml"),
         (["fit", *QUICK, "--trainer.precision", "bf16-true"], "set trainer.precision to bf16-mixed"),
+        (["fit", *QUICK, "--trainer.accumulate_grad_batches", "0"], "a step has at least 1 pack"),
+        (["fit", *QUICK, "--trainer.devices", "0"], "trainer.devices"),
         (["fit", *QUICK, "--ckpt_path", "nowhere.ckpt"], "there is no such file"),
         (["fit", *QUICK, "--ckpt_path", "last"], "needs checkpoint.dirpath"),
         (["export", "nowhere", "--out", "x"], "there is no such file"),

@@ -137,3 +137,10 @@ def test_what_holds_no_model_is_one_line(make, message, tmp_path):
         export(tmp_path / "source", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_other_files_is_left_alone(ran, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files; name an empty or a new folder with --out"):
+        export(ran("shards") / "csv/version_0", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

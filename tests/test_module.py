@@ -202,6 +202,25 @@ def test_a_second_run_of_a_module_has_the_regularizers_of_its_own_trainer(data):
     assert step["train/loss"] == pytest.approx(step["train/preference"] + 0.5 * step["train/spread"], rel=1e-6)
 
 
+class LastGradient(L.Callback):
+    """Spoils the gradient of the last step."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step + 1 == trainer.max_steps:
+            next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+
+def test_no_model_is_made_of_weights_that_are_not_finite(data):
+    with pytest.raises(ValueError, match="step 2: the weights are no longer finite"):
+        fit(reward_module(), data(), LastGradient(), steps=2)
+
+
+def test_a_model_in_bf16_is_not_trained_in_full(data):
+    module = RewardModule(tiny_backbone("llama", False, {"vocab_size": 320}, dtype="bfloat16"))
+    with pytest.raises(ValueError, match="round most updates of a fully trained model away; set it to float32"):
+        fit(module, data())
+
+
 def test_two_terms_of_one_name_are_an_error_that_names_it(data):
     with pytest.raises(ValueError, match="two terms of the loss are named 'spread'"):
         fit(reward_module(), data(), Spread(), ScoreL2(name="spread"))
@@ -376,23 +395,6 @@ def test_on_nonfinite_is_stop_or_skip():
         reward_module(on_nonfinite="ignore")
 
 
-class Asking(L.Callback):
-    """Does before each pack what Lightning does on several ranks, and counts who is really asked."""
-
-    def setup(self, trainer, pl_module, stage):
-        self.steps = []
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: self.steps.append(trainer.global_step)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
-
-
-def test_ranks_ask_each_other_whether_to_end_once_a_line(data):
-    asking = Asking()
-    fit(reward_module(), data(), asking, steps=8, log_every_n_steps=3)
-    assert asking.steps == [0, 3, 6]
-
-
 class Watching(L.Callback):
     """Notes what forward, loss, figures and backward would wait for."""
 
@@ -406,9 +408,7 @@ class Watching(L.Callback):
         self.waits.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize(
-    "regularizer", [TextGeneration(0.1), DirectPreference(0.1), Waiting(0.1)], ids=lambda r: r.name
-)
+@pytest.mark.parametrize("kind", [TextGeneration, DirectPreference, Waiting])
 def test_no_step_waits_for_the_device(kind, data):
     watching = Watching()
     fit(reward_module(), data(), kind(0.1), watching, steps=3, log_every_n_steps=3)

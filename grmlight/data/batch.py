@@ -186,6 +186,11 @@ class GroupBatch:
         return dataclasses.replace(self, **moved)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on another device; the host does not wait for a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def _copied_together(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """Tensors of one axis on a GPU: laid end to end in pinned memory, copied, and cut again."""
     moved: dict[str, Tensor] = {}

@@ -52,7 +52,7 @@ def save(model: RewardModel, directory: str | os.PathLike[str], tokenizer: PreTr
         _write_config(part / "config.json", model.head_config)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        _publish(part, target)
+        publish_model(part, target)
 
 
 def load(model_class: type[Model], directory: str | os.PathLike[str], options: dict[str, Any]) -> Model:
@@ -135,7 +135,7 @@ def _write_config(path: Path, head: HeadConfig) -> None:
     path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
-def _publish(part: Path, target: Path) -> None:
+def publish_model(part: Path, target: Path) -> None:
     """Move the files into place one by one, each whole; config.json, without which nothing loads, comes last."""
     target.mkdir(exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)

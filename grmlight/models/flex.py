@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from grmlight.data.batch import Layout
+from grmlight.data.batch import Layout, send
 from grmlight.models.segments import Terms
 
 BLOCK = 128
@@ -67,8 +67,8 @@ def block_mask(layout: Layout, window: int | None, device: torch.device) -> Bloc
         seen_NN = seen_blocks(layout)
         order_NN = torch.argsort(seen_NN.int(), dim=1, descending=True, stable=True)
         return BlockMask.from_kv_blocks(
-            seen_NN.sum(dim=1, dtype=torch.int32)[None, None].to(device),
-            order_NN.int()[None, None].to(device),
+            send(seen_NN.sum(dim=1, dtype=torch.int32)[None, None], device),
+            send(order_NN.int()[None, None], device),
             BLOCK_SIZE=BLOCK,
             mask_mod=predicate(layout, window, device),
             seq_lengths=(tokens, tokens),
@@ -82,10 +82,10 @@ def predicate(layout: Layout, window: int | None, device: torch.device) -> Calla
     prefix_S = torch.tensor(layout.prefix)
     prompts_S = torch.where(prefix_S >= 0, lengths_S[prefix_S.clamp(min=0)], 0)
     position_T = torch.arange(len(segment_T)) - (torch.tensor(layout.bounds[:-1]) - prompts_S)[segment_T]
-    prefix_T = prefix_S[segment_T].to(device)
-    segment_T, position_T = segment_T.to(device), position_T.to(device)
+    prefix_T = send(prefix_S[segment_T], device)
+    segment_T, position_T = send(segment_T, device), send(position_T, device)
     # A tensor, so that layers with a window and layers without share one compiled kernel.
-    window_ = torch.tensor(layout.bounds[-1] if window is None else window, device=device)
+    window_ = torch.full((), layout.bounds[-1] if window is None else window, device=device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
         mine = (segment_T[key] == segment_T[query]) | (segment_T[key] == prefix_T[query])

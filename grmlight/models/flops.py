@@ -32,13 +32,15 @@ class ModelFlops:
 
 
 def model_flops(model: RewardModel, signals: frozenset[Signal]) -> ModelFlops | None:
-    """FLOPs at the signals that training asks for; None for mixtures of experts, whose share is not counted here.
+    """FLOPs at the signals that training asks for; None for mixtures of experts and for models of other layers.
 
     A weight that learns costs 6 a token (forward, and two products in backward), a frozen one under weights that learn
     4, and 2 where nothing learns.
     """
     config: Any = model.lm.config.get_text_config(decoder=True)
     if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+    if not all(isinstance(getattr(config, name, None), int) for name in ("num_attention_heads", "hidden_size")):
         return None
     embeddings = {id(layer.weight) for layer in model.lm.modules() if isinstance(layer, nn.Embedding)}
     weights = [p for p in decoder(model.lm).parameters() if p.dim() == 2 and id(p) not in embeddings]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from grmlight.data.batch import GroupBatch, Layout
+from grmlight.data.batch import GroupBatch, Layout, send
 from grmlight.models.hidden import HiddenStates
 
 MAX_PADDED = 1.25
@@ -34,7 +34,7 @@ def padded_states(decoder: nn.Module, batch: GroupBatch, bucketed: bool = True) 
         for response in bucket:
             first_row[response] = rows
             rows += width
-    first_N = torch.tensor(first_row, device=batch.last_N.device)
+    first_N = send(torch.tensor(first_row), batch.last_N.device)
     return HiddenStates(
         states_RH=torch.cat(states),
         last_N=first_N + batch.positions_T[batch.last_N],
@@ -72,4 +72,4 @@ def _rows(
         tokens = torch.cat([torch.arange(start, end) for start, end in span])
         token_BW[row, : len(tokens)] = tokens
         mask_BW[row, : len(tokens)] = 1
-    return token_BW.to(device), mask_BW.to(device)
+    return send(token_BW, device), send(mask_BW, device)

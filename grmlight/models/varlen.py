@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from grmlight.data.batch import Layout
+from grmlight.data.batch import Layout, send
 from grmlight.models.segments import Terms
 
 MAX_HEAD_SIZE = 256
@@ -100,9 +100,9 @@ def runs_of(layout: Layout, device: torch.device) -> Runs:
     # What inference mode makes cannot be saved for a later backward, and this may outlive the call.
     with torch.inference_mode(False):
         return Runs(
-            key_S=torch.cat(keys).to(device),
-            query_starts_R=_starts(queries).to(device),
-            key_starts_R=_starts(seen).to(device),
+            key_S=send(torch.cat(keys), device),
+            query_starts_R=send(_starts(queries), device),
+            key_starts_R=send(_starts(seen), device),
             max_queries=max(queries),
             max_keys=max(seen),
         )

@@ -30,6 +30,8 @@ from grmlight.models.shards import read_whole
 HIDDEN = ".saving-"
 """How the names of unfinished and of leaving checkpoints begin."""
 
+_OLD = f"{HIDDEN}old-"
+
 _NEWEST_ALONE = re.compile(r"last-\d+\.ckpt")
 
 
@@ -47,7 +49,7 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Sweep what a killed run left behind.
 
-        Errors: ValueError if the folder is no path of a file system.
+        Errors: ValueError if the folder is no path of a file system, or cannot be written.
         """
         if "://" in str(self.dirpath or ""):
             raise ValueError(f"checkpoint.dirpath {self.dirpath}: checkpoints are renamed; give a path, not a URL")
@@ -55,8 +57,8 @@ class Checkpoints(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = PlainFiles()
         if stage == "fit" and trainer.is_global_zero:
-            for path in self._folder.glob(f"{HIDDEN}*"):
-                _remove(path)
+            _check_writable(self._folder)
+            sweep(self._folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step that a run goes on from is saved already."""
@@ -130,9 +132,21 @@ class PlainFiles(TorchCheckpointIO):
     """Reads and writes checkpoints where they lie; Lightning's own go through memory and the system's /tmp."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a file."""
+        """Write a file.
+
+        Errors: ValueError if it cannot be written; nothing of it stays.
+        """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        try:
+            torch.save(checkpoint, path)
+        except (RuntimeError, OSError) as error:
+            # torch's writer raises RuntimeError for a full disk.
+            remove(Path(path))
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{Path(path).parent}: a checkpoint cannot be written ({reason}); make room there, and go on from its "
+                "last checkpoint"
+            ) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = "cpu", weights_only: bool | None = True
@@ -149,17 +163,44 @@ def publish(hidden: Path, target: Path) -> None:
         with hidden.open("rb") as file:
             os.fsync(file.fileno())
     if _is_folder(target) or (_is_folder(hidden) and target.exists()):
-        # A folder can neither replace nor be replaced.
-        discard(target)
+        # A folder can neither replace nor be replaced: it steps aside, and goes when the new one has its name.
+        _remove(_leaving(target))
+        aside = target.replace(_leaving(target))
+        hidden.replace(target)
+        _remove(aside)
+        return
     hidden.replace(target)
 
 
 def discard(path: Path) -> None:
     """Remove a file or folder; its name is gone at once."""
-    leaving = path.with_name(f"{HIDDEN}old-{path.name}")
     if path.exists():
-        _remove(leaving)
-        _remove(path.replace(leaving))
+        _remove(_leaving(path))
+        _remove(path.replace(_leaving(path)))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left behind; what stepped aside for something that never came has its name again."""
+    for aside in folder.glob(f"{_OLD}*"):
+        target = aside.with_name(aside.name.removeprefix(_OLD))
+        if _is_folder(aside) and not target.exists() and target.with_name(HIDDEN + target.name).exists():
+            aside.replace(target)
+    for path in folder.glob(f"{HIDDEN}*"):
+        _remove(path)
+
+
+def _leaving(path: Path) -> Path:
+    return path.with_name(_OLD + path.name)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{HIDDEN}probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot keep checkpoints ({error.strerror}); set checkpoint.dirpath") from error
 
 
 def _is_folder(path: Path) -> bool:

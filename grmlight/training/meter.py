@@ -102,7 +102,8 @@ class Meter:
         if not self._packs:
             self._start, self._packs_a_step = step, batch.packs
         self.work.add(batch, attention)
-        self._rows[self._packs] = batch.row_C
+        # A copy: the batch's own may be a view of all that came to the device with it.
+        self._rows[self._packs] = batch.row_C.clone()
         self._rows.pop(self._packs - KEPT, None)
         self._packs += 1
         self._aside.append(((*terms.values(), values.rewards_N.sum()), values))
@@ -271,6 +272,8 @@ def _first_row(values: Float[Tensor, "P K"], start: int, every: int) -> Float[Te
 def _gather_rows(rows: list[int], ranks: Ranks, like: Tensor) -> list[int]:
     """The row ids of all ranks, in order."""
     longest = int(ranks.gather(like.new_tensor([len(rows)])).max())
+    if not longest:
+        return []
     padded = like.new_tensor(rows + [-1] * (longest - len(rows)))
     return sorted({int(row) for row in ranks.gather(padded).flatten().tolist() if row >= 0})
 

@@ -40,6 +40,21 @@ class FullySharded(ModelParallelStrategy):
     Set `data_parallel_size` to devices x num_nodes and `tensor_parallel_size` to 1.
     """
 
+    def setup_environment(self) -> None:
+        """Take Lightning's "auto" as all ranks.
+
+        Errors: ValueError if the ranks would not all share one model.
+        """
+        ranks = self.num_processes * self.num_nodes
+        if self._data_parallel_size == "auto" and self._tensor_parallel_size == "auto":
+            self._data_parallel_size, self._tensor_parallel_size = ranks, 1
+        if (self._data_parallel_size, self._tensor_parallel_size) != (ranks, 1):
+            raise ValueError(
+                f"trainer.strategy: {ranks} processes share one model; set data_parallel_size to {ranks} "
+                f"(it is {self._data_parallel_size}) and tensor_parallel_size to 1 (it is {self._tensor_parallel_size})"
+            )
+        super().setup_environment()
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizers, each rank its part; what else the checkpoint holds.
 
@@ -102,6 +117,13 @@ def check_trainer(trainer: Trainer) -> None:
         raise ValueError(USE_FSDP2)  # noqa: TRY004
     if isinstance(trainer.strategy, ModelParallelStrategy) and not isinstance(trainer.strategy, FullySharded):
         raise ValueError(f"use {_SHARDED} in the place of ModelParallelStrategy, with the same arguments")  # noqa: TRY004
+    if trainer.precision == "16-mixed":
+        raise ValueError(
+            "precision 16-mixed scales the loss until gradients overflow, which would count as not finite; set "
+            "trainer.precision to bf16-mixed"
+        )
+    if (trainer.gradient_clip_val or 0) < 0:
+        raise ValueError(f"trainer.gradient_clip_val: must not be negative, got {trainer.gradient_clip_val}")
     if trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
         raise ValueError(
             f"precision {trainer.precision} would leave no float32 weights to train; set trainer.precision to "

@@ -1,10 +1,13 @@
 """Which checkpoints are kept, where the link points, and how names change hands."""
 
+import subprocess
+import sys
+
 import lightning.pytorch as L
 import pytest
 import torch
 
-from grmlight.training.checkpoints import HIDDEN, Checkpoints, discard, publish
+from grmlight.training.checkpoints import HIDDEN, Checkpoints, discard, publish, sweep
 from tests.test_module import data, reward_module, trainer
 
 __all__ = ["data"]
@@ -73,6 +76,34 @@ def test_a_name_changes_hands_whole(before, after, tmp_path):
     discard(target)
     discard(target)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_while_a_folder_steps_aside_loses_nothing(tmp_path):
+    for name in (".saving-one.ckpt", ".saving-old-one.ckpt"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text(name)
+    (tmp_path / ".saving-two.ckpt").write_text("half")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.ckpt"]
+    assert (tmp_path / "one.ckpt" / "part").read_text() == ".saving-old-one.ckpt"
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_training(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot keep checkpoints .*set checkpoint.dirpath"):
+        trainer(Checkpoints(tmp_path / "file" / "checkpoints"), enable_checkpointing=True).fit(reward_module(), data())
+
+
+def test_a_disk_that_is_full_is_one_line_and_nothing_half_written_stays(tmp_path):
+    code = f"""
+import resource, torch
+from grmlight.training.checkpoints import PlainFiles
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+PlainFiles().save_checkpoint({{'state_dict': {{'weight': torch.zeros(10_000)}}}}, {str(tmp_path / ".saving-a.ckpt")!r})
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert "ValueError: " + str(tmp_path) + ": a checkpoint cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_is_replaced_and_not_what_it_points_to(tmp_path):

@@ -1,6 +1,7 @@
 """Strategies and precisions that would train otherwise than they seem are refused in one line."""
 
 import pytest
+import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from grmlight.models.shards import states_by_index, states_by_name
@@ -10,8 +11,8 @@ from grmlight.training.sharding import FullySharded, check_strategy, check_train
 class Trained:
     """What a trainer says of itself."""
 
-    def __init__(self, strategy, precision="32-true"):
-        self.strategy, self.precision = strategy, precision
+    def __init__(self, strategy, precision="32-true", gradient_clip_val=None):
+        self.strategy, self.precision, self.gradient_clip_val = strategy, precision, gradient_clip_val
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ class Trained:
         (ModelParallelStrategy(1, 1), "32-true", "use grmlight.training.sharding.FullySharded in the place of"),
         (FullySharded(1, 1), "bf16-true", "set trainer.precision to bf16-mixed"),
         (FullySharded(1, 1), "16-true", "set trainer.precision to bf16-mixed"),
+        (FullySharded(1, 1), "16-mixed", "set trainer.precision to bf16-mixed"),
     ],
 )
 def test_scripts_are_refused(strategy, precision, message):
@@ -31,6 +33,19 @@ def test_scripts_are_refused(strategy, precision, message):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_what_works_is_taken(precision):
     check_trainer(Trained(FullySharded(1, 1), precision))
+
+
+def test_a_limit_below_zero_would_turn_the_gradient_round():
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        check_trainer(Trained(FullySharded(1, 1), gradient_clip_val=-1.0))
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 2), (1, 1), ("auto", 2)])
+def test_ranks_that_would_not_share_one_model_are_refused(sizes):
+    strategy = FullySharded(*sizes)
+    strategy.parallel_devices = [torch.device("cpu")] * 2
+    with pytest.raises(ValueError, match="2 processes share one model; set data_parallel_size to 2"):
+        strategy.setup_environment()
 
 
 @pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload", "FSDPStrategy()"])

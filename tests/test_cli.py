@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from grmlight.cli import main
+
 REPOSITORY = Path(__file__).parent.parent
 QUICK = [
     "--config", str(REPOSITORY / "configs/grm.yaml"), "--data.init_args.pairs=48", "--trainer.max_epochs=1",
@@ -167,7 +169,7 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
         (["fit", *QUICK, "--trainer.strategy.class_path", "FSDPStrategy"], "configs/fsdp.yaml"),
         (["fit", *QUICK, "--trainer.precision", "bf16-true"], "set trainer.precision to bf16-mixed"),
         (["fit", *QUICK, "--trainer.accumulate_grad_batches", "0"], "a step has at least 1 pack"),
-        (["fit", *QUICK, "--trainer.devices", "0"], "trainer.devices"),
+        (["fit", *QUICK, "--trainer.devices", "0"], "Trainer(devices="),
         (["fit", *QUICK, "--ckpt_path", "nowhere.ckpt"], "there is no such file"),
         (["fit", *QUICK, "--ckpt_path", "last"], "needs checkpoint.dirpath"),
         (["export", "nowhere", "--out", "x"], "there is no such file"),
@@ -177,20 +179,15 @@ def test_prepare_writes_a_store_and_a_report(shared_data, byte_tokenizer, tmp_pa
         (["prepare", "columns.jsonl", "--tokenizer", "/none", "--out", "store"], "tokenizer"),
     ],
 )
-def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tokenizer, tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tokenizer, tmp_path, monkeypatch):
     (tmp_path / "columns.jsonl").write_text('{"question": "why", "answer": "so"}\n')
     twice = "trainer:\n  callbacks+:\n    - class_path: grmlight.regularizers.TextGeneration\n"
     (tmp_path / "twice.yaml").write_text(twice)
-    arguments = [str(byte_tokenizer) if argument == "TOKENIZER" else argument for argument in arguments]
-    process = subprocess.run(
-        [sys.executable, "-m", "grmlight", *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"GRMLIGHT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode != 0
-    assert "Traceback" not in process.stderr
-    assert message in process.stderr.strip().splitlines()[-1] or message in process.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as end:
+        main([str(byte_tokenizer) if argument == "TOKENIZER" else argument for argument in arguments])
+    assert message in str(end.value)
+    assert "\n" not in str(end.value)
     assert not (tmp_path / "runs").exists()

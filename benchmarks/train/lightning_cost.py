@@ -29,8 +29,10 @@ _MODEL = {
     "num_key_value_heads": 1,
     "vocab_size": 64,
 }
-_PAIRS = [(6, 5, 4), (5, 7, 6)]
 _STEPS, _WARM = 400, 50
+_PAIRS_PER_STEP = 2
+_PAIRS = [(6, 5, 4), (5, 7, 6)] * _STEPS
+"""One epoch: what Lightning does between two is no cost of a step."""
 
 
 class _Watch(L.Callback):
@@ -65,7 +67,9 @@ def _fit(material: Material) -> float:
     module = RewardModule(
         BackboneConfig(material.model), _head(), optimizer=optimizer, schedule="constant", warmup_ratio=0.0
     )
-    data = PairDataModule(train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=len(_PAIRS))
+    data = PairDataModule(
+        train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=_PAIRS_PER_STEP
+    )
     watch = _Watch()
     with cache(material.folder), tempfile.TemporaryDirectory() as folder:
         L.Trainer(
@@ -91,7 +95,7 @@ def _bare(material: Material) -> float:
     with cache(material.folder):
         store = PairDataModule(train=material.pairs, tokenizer=material.model, prepare=OPTIONS)
         store.setup("fit")
-        loader = GroupLoader(store.prepared["train"].store, len(_PAIRS))
+        loader = GroupLoader(store.prepared["train"].store, _PAIRS_PER_STEP)
     while step < _STEPS:
         for batch in loader:
             outputs = model(batch, frozenset({Signal.CHOSEN_LOGPS}))

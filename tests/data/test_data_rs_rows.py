@@ -5,6 +5,7 @@ import gzip
 import json
 import sys
 import threading
+import time
 from collections import defaultdict
 
 import pytest
@@ -214,13 +215,26 @@ def test_groups_out_of_range():
         pairs.row(1)
 
 
-def test_ctrl_c_ends_a_long_reading():
-    data = (lines(TEXT) + b"\n") * 400_000
-    timer = threading.Timer(0.05, _thread.interrupt_main)
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+def seconds_until_interrupted(data, delay):
+    timer = threading.Timer(delay, _thread.interrupt_main)
+    begin = time.perf_counter()
+    try:
+        timer.start()
         read_pairs(data, {})
-    timer.join()
+        timer.join()
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        timer.join()
+    return time.perf_counter() - begin
+
+
+def test_ctrl_c_ends_a_long_reading():
+    """The best of five: on a busy machine a signal may come late."""
+    data = (lines(TEXT) + b"\n") * 400_000
+    begin = time.perf_counter()
+    read_pairs(data, {})
+    whole = time.perf_counter() - begin
+    assert min(seconds_until_interrupted(data, whole / 10) for _ in range(5)) < 0.6 * whole
 
 
 TEXTS = st.sampled_from(["", " ", "a", "a b", "a c", "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"])

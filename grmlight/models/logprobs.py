@@ -6,7 +6,7 @@ Notable decisions:
   memory they are kept, and it costs three. A frozen head costs two: the gradient of the hidden states is made in
   forward, up to the factor that comes from above.
 - torch's `linear_cross_entropy` costs four, for every head, and knows no softcap and no scale. At equal chunks its four
-  take the same time as the four here, so it is not used.
+  take within a tenth of the time of the four here, so it is not used.
 - Shape suffixes: L tokens, H hidden size, V vocabulary, C rows of a chunk.
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+import torch.distributed
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -199,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("GRMLIGHT_TRACEBACK"):
             raise
         sys.exit(f"grmlight {command}: {one_line(error)} (GRMLIGHT_TRACEBACK=1 shows where)")
+    _leave_process_group()
 
 
 def one_line(error: Exception) -> str:
@@ -230,6 +232,12 @@ def _sweep(folders: set[Path], parents: set[Path]) -> None:
     for parent in sorted(parents, reverse=True):
         with contextlib.suppress(OSError):
             parent.rmdir()
+
+
+def _leave_process_group() -> None:
+    """Join gloo's threads, which abort a process if they still hold tensors when the interpreter ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _quiet() -> None:

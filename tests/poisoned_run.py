@@ -14,15 +14,14 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 
 from grmlight import PairDataModule, RewardModule
 from grmlight._data_rs import epoch_order
 from grmlight.models import HeadConfig, gather
 from grmlight.regularizers import Regularizer
-from grmlight.training.sharding import FullySharded
 from tests.tiny_models import tiny_backbone
+from tests.train_run import strategy
 
 PAIRS, PAIRS_PER_STEP = 22, 4
 STEPS = 12
@@ -126,12 +125,6 @@ class Weights(L.Callback):
             save_file(dict(whole.state_dict()), self.out / "weights.safetensors")
 
 
-def strategy(given: argparse.Namespace):
-    if given.fsdp:
-        return FullySharded(given.devices, 1, process_group_backend="gloo")
-    return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
@@ -165,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=given.devices,
-        strategy=strategy(given),
+        strategy=strategy(given.devices, given.fsdp),
         accumulate_grad_batches=given.accumulate,
         max_epochs=2,
         gradient_clip_val=given.clip or None,

@@ -16,15 +16,14 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from grmlight import PairDataModule, RewardModule
 from grmlight.models import HeadConfig, gather
 from grmlight.regularizers import DirectPreference
-from grmlight.training.sharding import FullySharded
 from tests.tiny_models import tiny_backbone
+from tests.train_run import strategy
 
 
 def end() -> None:
@@ -88,12 +87,6 @@ class Lines(Logger):
                 file.write(json.dumps({"step": step} | metrics) + "\n")
 
 
-def strategy(given: argparse.Namespace):
-    if given.fsdp:
-        return FullySharded(given.devices, 1, process_group_backend="gloo")
-    return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
@@ -127,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=given.devices,
-        strategy=strategy(given),
+        strategy=strategy(given.devices, given.fsdp),
         precision=given.precision,
         # Three pairs a step in up to four packs: some shares are always empty.
         accumulate_grad_batches=2,

@@ -15,7 +15,6 @@ from grmlight.evaluation.pair_figures import FIGURES
 from grmlight.models import HeadConfig, Signal
 from grmlight.regularizers import DirectPreference, Ramp, Regularizer, RewardCentering, ScoreL2, TextGeneration
 from tests.tiny_models import PACKABLE, tiny_backbone
-from tests.waits import Waits
 
 
 class Spread(Regularizer):
@@ -34,17 +33,6 @@ class Broken(Spread):
 
     def penalty(self, outputs, batch):
         return super().penalty(outputs, batch) / 0.0
-
-
-class Waiting(Spread):
-    """One that reads a number in the middle of a step."""
-
-    def __init__(self, weight):
-        super().__init__(weight)
-        self.name = "waiting"
-
-    def penalty(self, outputs, batch):
-        return super().penalty(outputs, batch) / (1 + outputs.rewards_N.detach().abs().max().item())
 
 
 class Kept(Logger):
@@ -393,23 +381,3 @@ def test_speed_leaves_out_validation_and_what_callbacks_do_after_a_step(data):
 def test_on_nonfinite_is_stop_or_skip():
     with pytest.raises(ValueError, match="on_nonfinite must be 'stop' or 'skip', got 'ignore'"):
         reward_module(on_nonfinite="ignore")
-
-
-class Watching(L.Callback):
-    """Notes what forward, loss, figures and backward would wait for."""
-
-    def __init__(self):
-        self.waits = Waits()
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.waits.__enter__()
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.waits.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize("kind", [TextGeneration, DirectPreference, Waiting])
-def test_no_step_waits_for_the_device(kind, data):
-    watching = Watching()
-    fit(reward_module(), data(), kind(0.1), watching, steps=3, log_every_n_steps=3)
-    assert bool(watching.waits.found) == (kind is Waiting)

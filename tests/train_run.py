@@ -224,10 +224,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def strategy(given: argparse.Namespace):
-    if given.fsdp:
-        return FullySharded(given.devices, 1, not given.one_file, process_group_backend="gloo")
-    return DDPStrategy(process_group_backend="gloo") if given.devices > 1 else "auto"
+def strategy(devices: int, fsdp: bool, one_file: bool = False):
+    """FSDP2, DDP or neither, over gloo."""
+    if fsdp:
+        return FullySharded(devices, 1, not one_file, process_group_backend="gloo")
+    return DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
 
 
 def backbone(given: argparse.Namespace) -> BackboneConfig:
@@ -258,7 +259,7 @@ def main(arguments: list[str]) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=given.devices,
-        strategy=strategy(given),
+        strategy=strategy(given.devices, given.fsdp, given.one_file),
         precision=given.precision,
         accumulate_grad_batches=given.accumulate,
         max_epochs=given.epochs,

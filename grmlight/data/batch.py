@@ -14,14 +14,13 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +90,7 @@ class GroupBatch:
         micro_batch: position of this pack within its step.
         packs: packs of the step on each rank.
         repeated: whether all its groups are repeated: `count_G` as the host knows it.
+        paired: whether each group is one comparison, as the host knows it: means over groups then need no sums.
         reference_logps_N: the log-prob of each response's scored tokens under the start model, in nats, where it was
             computed before training (`grmlight.training.reference`).
         chosen_L: which of the L scored tokens belong to better responses. Made while the batch is on the CPU: selecting
@@ -118,6 +118,7 @@ class GroupBatch:
     micro_batch: int = 0
     packs: int = 1
     repeated: bool = False
+    paired: bool = False
     reference_logps_N: Float[Tensor, " N"] | None = None
     chosen_L: Int[Tensor, " l"] = None  # pyright: ignore[reportAssignmentType] - made from the others
 
@@ -145,6 +146,7 @@ class GroupBatch:
             micro_batch=micro_batch,
             packs=packs,
             repeated=not arrays["count_G"].any(),
+            paired=np.array_equal(arrays["group_C"], np.arange(len(arrays["count_G"]))),
         )
 
     @property
@@ -168,12 +170,16 @@ class GroupBatch:
 
     def mean_by_group(self, values_C: Float[Tensor, " C"]) -> Float[Tensor, " G"]:
         """Mean of a value of each comparison over the group's comparisons; a group without any gets 0."""
+        if self.paired:
+            return values_C
         zeros_G = values_C.new_zeros(self.groups)
         sums_G = zeros_G.index_add(0, self.group_C, values_C)
         return sums_G / zeros_G.index_add(0, self.group_C, torch.ones_like(values_C)).clamp(min=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device. To a GPU it goes in one copy a dtype, for which the host does not wait."""
+        if self.input_ids_T.device == torch.device(device):
+            return self
         tensors = {
             field.name: value
             for field in dataclasses.fields(self)

@@ -32,7 +32,7 @@ from grmlight.module import GroupModule
 from grmlight.scoring import score
 from grmlight.training.checkpoints import Checkpoints
 from grmlight.training.resume import find_checkpoint, last_checkpoint
-from grmlight.training.sharding import check_strategy
+from grmlight.training.sharding import check_precision, check_strategy
 
 TRAINER_COMMANDS = {
     "fit": "train a model",
@@ -51,9 +51,10 @@ class CommandLine(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True})
 
     def before_instantiate_classes(self) -> None:
-        """Find and read a checkpoint, and look at the strategy, before anything is built or written."""
+        """Find and read a checkpoint, and look at strategy and precision, before anything is built or written."""
         given = self.config[self.subcommand] if self.subcommand else self.config
         check_strategy(given.trainer.strategy)
+        check_precision(given.trainer.precision)
         if given.trainer.accumulate_grad_batches < 1:
             raise ValueError("trainer.accumulate_grad_batches: a step has at least 1 pack; set it to 1 or more")
         path, found = given.get("ckpt_path"), None

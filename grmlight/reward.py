@@ -221,10 +221,10 @@ class RewardModule(GroupModule):
             _check_masters(self.backbone)
         if stage == "fit" and self.model is None:
             rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
         for name in ("val", "test"):
             sets = list(getattr(datamodule, f"{name}_sources", {}) or {name: ""})
-            self.set_metrics[name] = [pair_metrics(_prefix(name, each)) for each in sets]
+            self.set_metrics[name] = [pair_metrics(_prefix(name, each), device) for each in sets]
 
     def validation_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a pack to the metrics of its set."""

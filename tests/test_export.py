@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_model_is_one_line(kind, ran, material, tmp_path
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "without a complete checkpoint"),
-        (lambda path: path.write_text("x"), "cannot be read safely|can be read safely"),
+        (lambda path: path.write_text("x"), "cannot be read safely"),
         (lambda path: torch.save({"state_dict": {}}, path), "does not say of which model"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text("{}")), "is no reward model"),
     ],

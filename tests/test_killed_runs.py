@@ -147,3 +147,13 @@ def test_a_resumed_run_may_accumulate_otherwise(material, whole, tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     train(tmp_path, *material, "--accumulate", "3", "--resume", last)
     assert_same_losses(tmp_path, whole("one"))
+
+
+def test_shards_on_a_full_disk_are_one_line_and_nothing_half_written_stays(material, tmp_path):
+    run = Run(tmp_path, *map(str, material), "--fsdp", "--file_limit", "30000", ranks=2)
+    run.wait(expect=1)
+    assert (
+        f"ValueError: {tmp_path}/checkpoints: a checkpoint cannot be written (a file was cut short, as on a full disk)"
+        in run.output()
+    )
+    assert list((tmp_path / "checkpoints").iterdir()) == []

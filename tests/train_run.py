@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -217,6 +218,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
     parser.add_argument("--kill_at", type=int, default=-1, help="the step after which the process ends itself")
     parser.add_argument("--kill_in", default=None, help="MOMENT:COUNT, see kill_inside")
+    parser.add_argument("--file_limit", type=int, default=-1, help="bytes of the largest file, as on a full disk")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait after each pack")
     parser.add_argument("--log_every", type=int, default=1)
     parser.add_argument("--save_every", type=int, default=3)
@@ -244,6 +246,8 @@ def backbone(given: argparse.Namespace) -> BackboneConfig:
 
 def main(arguments: list[str]) -> None:
     given = parse(arguments)
+    if given.file_limit > 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (given.file_limit, given.file_limit))
     if given.kill_in:
         moment, count = given.kill_in.split(":")
         kill_inside(moment, int(count))

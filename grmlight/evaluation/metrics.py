@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from grmlight.data.batch import GroupBatch
-from grmlight.evaluation.pair_figures import SUMS, pair_figures, pair_sums, pair_values
+from grmlight.evaluation.pair_figures import SUMS, pair_figures, pair_sums, pair_values, sum_dtype
 from grmlight.models.outputs import Outputs
 
 
@@ -22,9 +22,9 @@ class PairFigures(Metric):
     full_state_update = False
     sums: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(SUMS, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(SUMS, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, outputs: Outputs, batch: GroupBatch) -> None:
         """Add the pairs of a batch."""
@@ -45,10 +45,10 @@ class LongerWins(Metric):
     right: Tensor
     pairs: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         for name in ("right", "pairs"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, outputs: Outputs, batch: GroupBatch) -> None:
         """Add the pairs of a batch."""
@@ -64,9 +64,10 @@ class LongerWins(Metric):
         return {"longer_wins": (self.right / self.pairs).float(), "pairs": self.pairs.float()}
 
 
-def pair_metrics(prefix: str) -> MetricCollection:
-    """The metrics of one evaluation set, named `prefix` + metric."""
-    metrics: dict[str, Metric | MetricCollection] = {"figures": PairFigures(), "ruler": LongerWins()}
+def pair_metrics(prefix: str, device: torch.device | None = None) -> MetricCollection:
+    """The metrics of one evaluation set, named `prefix` + metric, with sums as wide as the device has them."""
+    dtype = sum_dtype(device or torch.device("cpu"))
+    metrics: dict[str, Metric | MetricCollection] = {"figures": PairFigures(dtype), "ruler": LongerWins(dtype)}
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 

@@ -47,6 +47,22 @@ def is_shards(path: Path) -> bool:
     return path.is_dir() and any(any(path.glob(name)) for name in (META_FILE, _INDEX_FILE, "*.distcp"))
 
 
+def read_plain(path: Path, mmap: bool = False) -> Any:
+    """Tensors and plain data that `torch.save` wrote; with `mmap` the tensors stay on disk.
+
+    Raises:
+        ValueError: the file is cut off, is no such file, or asks for code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (EOFError, OSError, RuntimeError) as error:
+        denied = error.strerror if isinstance(error, PermissionError) else ""
+        reason = denied or "it is empty, cut off, or not what torch.save writes"
+        raise ValueError(f"{path}: cannot be read safely ({reason})") from error
+    except (pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: cannot be read safely ({_first_line(error)})") from error
+
+
 def read_index(folder: Path) -> Metadata:
     """Which tensors a folder holds, and where.
 
@@ -71,12 +87,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it cannot be read safely.
     """
-    try:
-        found = torch.load(folder / META_FILE, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: is no complete folder of shards (no {META_FILE})") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: its {META_FILE} cannot be read safely ({_first_line(error)})") from error
+    if not (folder / META_FILE).is_file():
+        raise ValueError(f"{folder}: is no complete folder of shards (no {META_FILE})")
+    found = read_plain(folder / META_FILE)
     if not isinstance(found, dict):
         raise ValueError(f"{folder}: its {META_FILE} is none of a run")  # noqa: TRY004
     return found
@@ -177,7 +190,7 @@ def load_shards(state: dict[str, Any], folder: Path, alone: bool = False) -> Non
         try:
             load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
         except (CheckpointException, RuntimeError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{folder}: cannot be loaded ({_last_line(error)})") from error
+            raise ValueError(f"{folder}: cannot be loaded ({last_line(error)})") from error
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -205,5 +218,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of an error, which in one of several ranks is the reason."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

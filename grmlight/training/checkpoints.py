@@ -25,7 +25,7 @@ from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
 from grmlight.data.files import remove
-from grmlight.models.shards import read_whole
+from grmlight.models.shards import last_line, read_whole
 
 HIDDEN = ".saving-"
 """How the names of unfinished and of leaving checkpoints begin."""
@@ -142,11 +142,7 @@ class PlainFiles(TorchCheckpointIO):
         except (RuntimeError, OSError) as error:
             # torch's writer raises RuntimeError for a full disk.
             remove(Path(path))
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{Path(path).parent}: a checkpoint cannot be written ({reason}); make room there, and go on from its "
-                "last checkpoint"
-            ) from error
+            raise unwritten(Path(path), error) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = "cpu", weights_only: bool | None = True
@@ -155,6 +151,15 @@ class PlainFiles(TorchCheckpointIO):
         if Path(path).is_dir():
             return read_whole(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def unwritten(path: Path, error: BaseException) -> ValueError:
+    """The error of a checkpoint that could not be written, from that of torch's writer."""
+    # Its own text for a disk or quota that is full is a position in the file.
+    reason = "a file was cut short, as on a full disk" if "inline_container" in str(error) else last_line(error)
+    return ValueError(
+        f"{path.parent}: a checkpoint cannot be written ({reason}); make room there, and go on from its last checkpoint"
+    )
 
 
 def publish(hidden: Path, target: Path) -> None:

@@ -166,14 +166,17 @@ def _check_finite(values_N: np.ndarray, first_G: np.ndarray, prepared: Prepared)
 
 
 def _on_rank_zero(trainer: L.Trainer, action: Callable[[], _Result]) -> _Result:
-    """What an action of rank 0 returns, on every rank; its ValueError is raised on every rank."""
+    """What an action of rank 0 returns, on every rank; its error ends every rank, lest one wait for the others."""
     result: Any = None
+    failed: Exception | None = None
     if trainer.is_global_zero:
         try:
             result = action()
-        except ValueError as error:
-            result = error
-    result = trainer.strategy.broadcast(result)
-    if isinstance(result, ValueError):
-        raise result
+        except Exception as error:
+            failed = error
+    result, failure = trainer.strategy.broadcast((result, failed and f"{failed}"))
+    if failed is not None:
+        raise failed
+    if failure is not None:
+        raise ValueError(failure)
     return result

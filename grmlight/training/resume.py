@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from grmlight.models.shards import check_shards, is_shards, shapes
+from grmlight.models.shards import check_shards, is_shards, read_plain, shapes
 
 
 def find_checkpoint(path: str, training: bool) -> Path:
@@ -68,22 +65,14 @@ def read_checkpoint(path: Path, training: bool) -> dict[str, Any]:
         whole = bool(shapes(path, "state_dict.")) and (not training or bool(found.get("lr_schedulers")))
         needed = {"loops"}
     else:
-        found = _read_file(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
+        found = read_plain(path, mmap=True)
         whole = True
         needed = {"state_dict"} | ({"loops", "optimizer_states"} if training else set())
     if not isinstance(found, dict) or not whole or not needed <= found.keys():
         raise ValueError(f"{path}: is no checkpoint of a run; name one of its checkpoints/*.ckpt")
     return found
-
-
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: is no checkpoint that can be read safely ({reason})") from error
 
 
 def count_packs(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -25,8 +26,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from grmlight.data.files import remove
 from grmlight.models.backbone import check_loaded
 from grmlight.models.shards import load_shards, read_meta, shapes, states_by_index, states_by_name
+from grmlight.training.checkpoints import unwritten
 from grmlight.training.description import left_out
 
 USE_FSDP2 = "FSDP1 is not offered; drop the strategy and append --config configs/fsdp.yaml, which is FSDP2"
@@ -54,6 +57,19 @@ class FullySharded(ModelParallelStrategy):
                 f"(it is {self._data_parallel_size}) and tensor_parallel_size to 1 (it is {self._tensor_parallel_size})"
             )
         super().setup_environment()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, each rank its part.
+
+        Errors: ValueError on every rank if one cannot write its shard; nothing of it stays.
+        """
+        try:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        except (CheckpointException, RuntimeError, OSError) as error:
+            path = Path(filepath)
+            if self.is_global_zero and path.exists():
+                remove(path)
+            raise unwritten(path, error) from error
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizers, each rank its part; what else the checkpoint holds.
@@ -117,16 +133,25 @@ def check_trainer(trainer: Trainer) -> None:
         raise ValueError(USE_FSDP2)  # noqa: TRY004
     if isinstance(trainer.strategy, ModelParallelStrategy) and not isinstance(trainer.strategy, FullySharded):
         raise ValueError(f"use {_SHARDED} in the place of ModelParallelStrategy, with the same arguments")  # noqa: TRY004
-    if trainer.precision == "16-mixed":
-        raise ValueError(
-            "precision 16-mixed scales the loss until gradients overflow, which would count as not finite; set "
-            "trainer.precision to bf16-mixed"
-        )
+    check_precision(trainer.precision)
     if (trainer.gradient_clip_val or 0) < 0:
         raise ValueError(f"trainer.gradient_clip_val: must not be negative, got {trainer.gradient_clip_val}")
-    if trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+
+
+def check_precision(precision: Any) -> None:
+    """Refuse precisions that leave no float32 weights, or whose gradients overflow by design.
+
+    Errors: ValueError in one line.
+    """
+    name = str(precision or "")
+    if name in ("16-mixed", "16"):
         raise ValueError(
-            f"precision {trainer.precision} would leave no float32 weights to train; set trainer.precision to "
+            f"precision {name} scales the loss until gradients overflow, which would count as not finite; set "
+            "trainer.precision to bf16-mixed"
+        )
+    if name in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+        raise ValueError(
+            f"precision {name} would leave no float32 weights to train; set trainer.precision to "
             "bf16-mixed, and backbone.dtype to bfloat16 for a frozen backbone of half the size"
         )
 

@@ -70,7 +70,7 @@ def test_what_is_missing_is_named(shards):
         ),
         (lambda folder: (folder / "__0_0.distcp").unlink(), "its shard __0_0.distcp is missing"),
         (lambda folder: (folder / "__0_0.distcp").write_bytes(b"x"), "its shard __0_0.distcp is cut off"),
-        (lambda folder: (folder / "meta.pt").write_bytes(b"x"), "meta.pt cannot be read safely"),
+        (lambda folder: (folder / "meta.pt").write_bytes(b"x"), "meta.pt: cannot be read safely"),
         (lambda folder: (folder / ".metadata").write_bytes(b"x"), "metadata cannot be read safely"),
         (lambda folder: (folder / ".metadata").write_bytes(pickle.dumps([1])), "no index of shards"),
         (lambda folder: torch.save([1], folder / "meta.pt"), "none of a run"),

@@ -12,9 +12,9 @@ from grmlight.training.resume import find_checkpoint, last_checkpoint, newest_ch
     ("content", "message"),
     [
         (None, "there is no such file"),
-        (b"", "no checkpoint that can be read"),
-        (b"just text", "no checkpoint that can be read"),
-        (pickle.dumps({"state_dict": find_checkpoint}), "no checkpoint that can be read safely"),
+        (b"", "cannot be read safely"),
+        (b"just text", "cannot be read safely"),
+        (pickle.dumps({"state_dict": find_checkpoint}), "cannot be read safely"),
         ({"state_dict": {}}, "no checkpoint of a run"),
         ([1, 2], "no checkpoint of a run"),
     ],
@@ -40,7 +40,7 @@ def test_a_cut_off_checkpoint_is_refused_and_the_newest_good_one_named(tmp_path)
     path = write(tmp_path / "c.ckpt", 9)
     assert find_checkpoint(str(path), training=True) == path
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no checkpoint that can be read"):
+    with pytest.raises(ValueError, match="cannot be read safely"):
         find_checkpoint(str(path), training=True)
     write(tmp_path / "a.ckpt", 3)
     write(tmp_path / "b.ckpt", 6)

@@ -60,7 +60,7 @@ def read_plain(path: Path, mmap: bool = False) -> Any:
         reason = denied or "it is empty, cut off, or not what torch.save writes"
         raise ValueError(f"{path}: cannot be read safely ({reason})") from error
     except (pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read safely ({_first_line(error)})") from error
+        raise ValueError(f"{path}: cannot be read safely (it holds more than tensors and plain data)") from error
 
 
 def read_index(folder: Path) -> Metadata:

@@ -15,6 +15,7 @@ from grmlight.training.resume import find_checkpoint, last_checkpoint, newest_ch
         (b"", "cannot be read safely"),
         (b"just text", "cannot be read safely"),
         (pickle.dumps({"state_dict": find_checkpoint}), "cannot be read safely"),
+        ({"state_dict": find_checkpoint}, "it holds more than tensors and plain data"),
         ({"state_dict": {}}, "no checkpoint of a run"),
         ([1, 2], "no checkpoint of a run"),
     ],

@@ -21,12 +21,12 @@ from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.run_report import run_directory
 from grmlight.models import RewardModel, gather
 from grmlight.models.checkpoint import publish_model
+from grmlight.models.loading import OPTIONS_FILE
 from grmlight.models.shards import is_shards, read_tensors
 from grmlight.training.description import DESCRIPTION, build, unpack_tokenizer
 from grmlight.training.resume import find_checkpoint, read_checkpoint
 
 MODEL_FOLDER = "model"
-OPTIONS_FILE = "grmlight.json"
 
 
 class SaveModel(Callback):

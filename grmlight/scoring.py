@@ -13,7 +13,7 @@ from grmlight.data.loader import GroupLoader
 from grmlight.data.prepare import Prepared, prepare
 from grmlight.evaluation.predictions import Prediction, predictions, write_predictions
 from grmlight.export import load_options, model_folder
-from grmlight.models import RewardModel, Scorer
+from grmlight.models import Scorer, load_reward_model
 
 
 def score(model: Path, source: str, out: Path, pairs_per_batch: int = 64) -> Prepared:
@@ -45,7 +45,7 @@ def score(model: Path, source: str, out: Path, pairs_per_batch: int = 64) -> Pre
 
 def _scored(folder: Path, prepared: Prepared, pairs_per_batch: int) -> Iterator[Prediction]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scorer = Scorer(RewardModel.from_pretrained(folder).to(device))
+    scorer = Scorer(load_reward_model(folder).to(device))
     loader = GroupLoader(prepared.store, pairs_per_batch)
     for batch in tqdm(loader, desc="scoring", unit=" batches", delay=2):
         yield from predictions(scorer.score(batch.to(device)), batch)

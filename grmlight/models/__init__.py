@@ -11,6 +11,7 @@ from grmlight.models.gate import GateResult as GateResult
 from grmlight.models.gate import packs as packs
 from grmlight.models.heads import HeadConfig as HeadConfig
 from grmlight.models.heads import RewardHead as RewardHead
+from grmlight.models.loading import load_reward_model as load_reward_model
 from grmlight.models.logprobs import LogitTransform as LogitTransform
 from grmlight.models.logprobs import token_logps as token_logps
 from grmlight.models.memory import TrainingMemory as TrainingMemory

@@ -100,8 +100,8 @@ class TextEncoder:
             return TokenGroup(tuple(tokens for tokens, _ in responses), tuple(start for _, start in responses))
         if self.options.on_overlong == "raise":
             raise ValueError(
-                f"group {number + 1} has {longest} tokens and max_length is {self.options.max_length}; raise it, or set "
-                "on_overlong to drop or truncate_prompt"
+                f"group {number + 1} has {longest} tokens and max_length is {self.options.max_length}; raise it, or "
+                "set on_overlong to drop or truncate_prompt"
             )
         kept = [self._leading_specials(tokens) for tokens, _ in responses]
         fits = all(head + cut <= start for head, (_, start) in zip(kept, responses, strict=True))

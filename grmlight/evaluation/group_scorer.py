@@ -26,7 +26,6 @@ from grmlight.data.encode import TextEncoder, TokenGroup, cost, pack, shared_pre
 from grmlight.data.options import PrepareOptions
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
-from grmlight.export import load_options, model_folder
 from grmlight.models import Scorer, load_reward_model
 from grmlight.models.loading import model_kind
 
@@ -177,11 +176,16 @@ def open_scorer(path: Path, options: ScoringOptions | None = None) -> GroupScore
 
     Errors: ValueError in one line for what holds no model, or one that cannot be loaded.
     """
+    # It imports this room.
+    from grmlight.export import model_folder
+
     folder = model_folder(path)
     return _OPENERS.get(model_kind(folder), _open_model)(folder, str(path), options or ScoringOptions())
 
 
 def _open_model(folder: Path, name: str, options: ScoringOptions) -> GroupScorer:
+    from grmlight.export import load_options
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = load_options(folder)
     tokenizer = load_tokenizer(str(folder), own.chat_template)

@@ -73,9 +73,7 @@ SUMMARY = {
 
 def texts_of(row) -> TextGroup:
     if "conv_A" in row:
-        return TextGroup(
-            (row["conv_A"][0],), (row["conv_A"][1]["content"], row["conv_B"][1]["content"]), row["source"]
-        )
+        return TextGroup((row["conv_A"][0],), (row["conv_A"][1]["content"], row["conv_B"][1]["content"]), row["source"])
     prompt = row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"])
     return TextGroup(prompt, (row["chosen"], row["rejected"]))
 

@@ -83,9 +83,13 @@ def as_markdown(model: str, results: Sequence[Result]) -> str:
     """The same as Markdown."""
     rule = ["---", "---", *["---:"] * (len(_HEADER) - 2)]
     lines = [_HEADER, rule, *(_cells(row) for result in results for row in result.rows)]
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    findings = [f"- {line.strip()}" for line in _findings(results)]
+    table = [f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines]
+    findings = [f"  - {line.strip()}" if line.startswith(" ") else f"- {line}" for line in _findings(results)]
     return "\n".join([f"# {model}", "", *table, "", *findings]).rstrip() + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:

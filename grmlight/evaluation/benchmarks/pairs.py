@@ -36,7 +36,7 @@ class PairFile(Benchmark):
 
     def example(self, row: Mapping[str, Any], part: str, reading: Reading, label: str) -> Example:
         """A pair."""
-        return Example(label, str(row.get("category") or row.get("source") or ""), text_pair(row))
+        return Example(label, str(row.get("category") or row.get("source") or "none"), text_pair(row))
 
 
 class UnifiedFeedback(PairFile):

@@ -155,15 +155,17 @@ class Recorder(L.Callback):
 
 
 class StepLogger(CSVLogger):
-    """Keeps the terms of each step as JSON lines, appended at once."""
+    """Keeps the terms of each step as JSON lines, appended at once; those of benchmarks in a file of their own."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(str(out), name="csv", version=0)
         self.path = out / "losses.jsonl"
 
     def log_metrics(self, metrics, step=None):
-        if self.rank_zero() and "train/loss" in metrics:
-            with self.path.open("a") as file:
+        benchmarks = all(name.startswith("benchmarks/") for name in metrics)
+        if self.rank_zero() and (benchmarks or "train/loss" in metrics):
+            path = self.path.with_name("benchmarks.jsonl") if benchmarks else self.path
+            with path.open("a") as file:
                 file.write(json.dumps({"step": step} | metrics) + "\n")
 
     @staticmethod

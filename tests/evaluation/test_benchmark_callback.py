@@ -12,7 +12,7 @@ from tests.train_run import losses, train
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, byte_tokenizer):
-    """Pairs to train on, and 13 held-out ones of 5 prompts: a tie, and two more than the options' length."""
+    """Pairs to train on, and 14 held-out ones of 5 prompts: a tie, and two beyond the longest length."""
     folder = tmp_path_factory.mktemp("material")
     given = write_material(folder, byte_tokenizer)
     draw = random.Random(1)
@@ -23,7 +23,7 @@ def material(tmp_path_factory, byte_tokenizer):
             "rejected": "no " * draw.randint(1, 20),
             "category": draw.choice("xy"),
         }
-        for number in range(13)
+        for number in range(14)
     ]
     rows[3]["soft_label"] = 0.5
     rows[7]["chosen"] = rows[11]["rejected"] = "very long " * 60
@@ -47,15 +47,15 @@ def test_a_run_keeps_the_newest_evaluation_and_logs_it(alone):
     assert found["step"] == 8
     assert [(row["benchmark"], row["category"]) for row in found["rows"]][-1] == ("held_out", "all")
     total = found["rows"][-1]
-    assert total["n"] == 10 == sum(row["n"] for row in found["rows"][:-1])
+    assert total["n"] == 11 == sum(row["n"] for row in found["rows"][:-1])
     (read,) = found["inputs"]
     assert read["refused"] == {"tie": ["4"], "over_length": ["8", "12"]}
-    assert (read["rows"], read["used"]) == (13, 10)
+    assert (read["rows"], read["used"]) == (14, 11)
     assert "held_out   all" in (alone / "output-0.txt").read_text()
-    header, *lines = (alone / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
-    column = header.split(",").index("benchmarks/held_out/all")
-    steps = [line.split(",")[header.split(",").index("step")] for line in lines if line.split(",")[column]]
-    assert steps == ["3", "6", "8"]
+    logged = [json.loads(line) for line in (alone / "benchmarks.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [3, 6, 8]
+    assert logged[-1]["benchmarks/held_out/all"] == total["accuracy"]
+    assert {"benchmarks/held_out/x", "benchmarks/held_out/y"} < logged[0].keys()
 
 
 def test_training_is_the_same_with_and_without(material, alone, tmp_path):

@@ -6,6 +6,8 @@ import random
 import pytest
 
 from grmlight.evaluation import Benchmarks
+from grmlight.evaluation.command import evaluate_model
+from tests.test_cli import QUICK, REPOSITORY, grmlight
 from tests.test_training_runs import assert_same_losses, largest_difference, write_material
 from tests.train_run import losses, train
 
@@ -87,3 +89,19 @@ def test_two_processes_find_what_one_finds(strategy, material, alone, tmp_path):
 def test_settings_without_sense_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Benchmarks(**arguments)
+
+
+def test_it_works_in_yaml_on_the_embedded_world(tmp_path):
+    append = tmp_path / "benchmarks.yaml"
+    pairs = REPOSITORY / "grmlight/lab/assets/pairs/ood_topic.jsonl.gz"
+    append.write_text(
+        "trainer:\n  callbacks+:\n    - class_path: grmlight.evaluation.Benchmarks\n      init_args:\n"
+        f"        pairs: {{topic: {pairs}}}\n        every_n_epochs: null\n        scoring: {{max_length: 512}}\n"
+    )
+    printed = grmlight("fit", *QUICK, "--config", append, "--trainer.limit_train_batches=2", cwd=tmp_path).stdout
+    run = tmp_path / "runs/grm/version_0"
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["rows"][-1]["n"] == 500
+    assert "topic: " in printed
+    (again,) = evaluate_model(run, pairs=str(pairs))
+    assert again.rows[-1].accuracy.value == pytest.approx(found["rows"][-1]["accuracy"], abs=0.003)

@@ -24,8 +24,12 @@ from grmlight.data.datamodule import PairDataModule
 from grmlight.data.files import remove, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
+from grmlight.evaluation.benchmarks import BENCHMARKS
+from grmlight.evaluation.command import Destinations, evaluate_model
+from grmlight.evaluation.group_scorer import ScoringOptions
 from grmlight.evaluation.learning_curve import LearningCurve
 from grmlight.evaluation.predictions import PredictionWriter
+from grmlight.evaluation.report import as_table
 from grmlight.evaluation.run_report import RunReport, describe_report
 from grmlight.export import SaveModel, export
 from grmlight.module import GroupModule
@@ -159,6 +163,25 @@ def run_score(arguments: list[str]) -> None:
     print(f"scores: {given.out}")
 
 
+def run_evaluate(arguments: list[str]) -> None:
+    """`evaluate MODEL --benchmarks ... | --pairs FILE`."""
+    parser = ArgumentParser(
+        exit_on_error=False, prog="grmlight evaluate", description="Measure a model on benchmarks and pair files."
+    )
+    parser.add_argument("model", type=Path, help="a run directory or a model folder")
+    names = ", ".join(BENCHMARKS)
+    parser.add_argument("--benchmarks", type=str, help=f"names, with commas: {names}; NAME=PATH reads a local copy")
+    parser.add_argument("--pairs", type=str, help="a file of pairs, in any form that training takes")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_class_arguments(Destinations)
+    parser.add_class_arguments(ScoringOptions)
+    given = parser.parse_args(arguments)
+    destinations = Destinations(**{name: given[name] for name in Destinations.__dataclass_fields__})
+    scoring = ScoringOptions(**{name: given[name] for name in ScoringOptions.__dataclass_fields__})
+    results = evaluate_model(given.model, given.benchmarks, given.pairs, destinations, scoring, given.seed)
+    print(as_table(results))
+
+
 def run_export(arguments: list[str]) -> None:
     """`export RUN_OR_CHECKPOINT --out DIR`."""
     parser = ArgumentParser(
@@ -174,6 +197,7 @@ def run_export(arguments: list[str]) -> None:
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
+    "evaluate": ("measure a model on benchmarks and pair files", run_evaluate),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
 }
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemWriter
 
 from grmlight import PairDataModule, PrepareOptions, RewardModule
+from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
@@ -154,15 +155,17 @@ class Recorder(L.Callback):
 
 
 class StepLogger(CSVLogger):
-    """Keeps the terms of each step as JSON lines, appended at once."""
+    """Keeps the terms of each step as JSON lines, appended at once; those of benchmarks in a file of their own."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(str(out), name="csv", version=0)
         self.path = out / "losses.jsonl"
 
     def log_metrics(self, metrics, step=None):
-        if self.rank_zero() and "train/loss" in metrics:
-            with self.path.open("a") as file:
+        benchmarks = all(name.startswith("benchmarks/") for name in metrics)
+        if self.rank_zero() and (benchmarks or "train/loss" in metrics):
+            path = self.path.with_name("benchmarks.jsonl") if benchmarks else self.path
+            with path.open("a") as file:
                 file.write(json.dumps({"step": step} | metrics) + "\n")
 
     @staticmethod
@@ -223,6 +226,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--log_every", type=int, default=1)
     parser.add_argument("--save_every", type=int, default=3)
     parser.add_argument("--resume", default=None)
+    parser.add_argument("--benchmark", default=None, help="pairs to evaluate on every 3 steps")
     return parser.parse_args(arguments)
 
 
@@ -277,11 +281,17 @@ def main(arguments: list[str]) -> None:
             Recorder(given.out, given.kill_at),
             SaveModel(),
             *([Slow(given.slow)] if given.slow else []),
+            *([benchmarks(given.benchmark)] if given.benchmark else []),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=given.resume)
+
+
+def benchmarks(path: str) -> Benchmarks:
+    """A group a pack, so that ranks have different numbers of packs."""
+    return Benchmarks(pairs={"held_out": path}, every_n_steps=3, scoring=ScoringOptions(tokens_per_forward=1))
 
 
 class Slow(L.Callback):

@@ -1,7 +1,8 @@
 """Where pairs come from: anything that can be named becomes a file of JSON lines that the Rust reader takes.
 
 A source is a path (.jsonl, .jsonl.gz, .json lines, .parquet, a folder of parquet files, a folder written by
-`datasets.save_to_disk`) or the name of a Hugging Face data set, `NAME[@CONFIG][:SPLIT]`.
+`datasets.save_to_disk`), the name of a Hugging Face data set, `NAME[@CONFIG][:SPLIT]`, or the hub's address of parquet
+files, `hf://datasets/...`.
 """
 
 from __future__ import annotations
@@ -94,10 +95,14 @@ def _load_hub(source: str) -> Any:
 
     match = _HUB_NAME.fullmatch(source)
     looks_like_a_path = source.startswith((".", "/", "~")) or source.endswith((".jsonl", ".gz", ".json", ".parquet"))
-    if match is None or looks_like_a_path:
+    files = source.startswith("hf://") and source.endswith(".parquet")
+    if not files and (match is None or looks_like_a_path):
         raise ValueError(f"{source}: no such file; give a path that exists or a data set NAME[@CONFIG][:SPLIT]")
     try:
-        loaded = datasets.load_dataset(match["name"], match["config"], split=match["split"])
+        if match is None or files:
+            loaded = datasets.load_dataset("parquet", data_files=source, split="train")
+        else:
+            loaded = datasets.load_dataset(match["name"], match["config"], split=match["split"])
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source}: no such file, and no data set of that name could be loaded ({reason})") from error

@@ -6,6 +6,9 @@ import dataclasses
 
 from grmlight.data.render import Message
 
+Response = str | tuple[Message, ...]
+"""An answer; or, where conversations go different ways, the messages behind the prompt, an assistant's at the end."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TextGroup:
@@ -14,7 +17,14 @@ class TextGroup:
     Attributes:
         prompt: plain text (a single user's turn), or messages with `role` and `content` that end with a user's.
         responses: one or more answers.
+        source: the data set it comes from, if `paper_text` shall look at it: it instructs summarization prompts.
     """
 
     prompt: str | tuple[Message, ...]
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
+    source: str = ""
+
+
+def final_answer(response: Response) -> str:
+    """What the assistant says at last."""
+    return response if isinstance(response, str) else response[-1]["content"]

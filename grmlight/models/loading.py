@@ -26,11 +26,20 @@ def load_reward_model(folder: Path, **options: Any) -> nn.Module:
 
     Errors: ValueError in one line for an unknown kind, and as the class that reads it.
     """
-    path = folder / OPTIONS_FILE
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("kind", "reward") if path.exists() else "reward"
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); copy the model again") from error
+    kind = model_kind(folder)
     if kind not in _KINDS:
+        path = folder / OPTIONS_FILE
         raise ValueError(f"{path}: kind {kind!r} is none of {', '.join(_KINDS)}; a newer grmlight may read it")
     return _KINDS[kind](folder, **options)
+
+
+def model_kind(folder: Path) -> str:
+    """The kind of a model folder; a folder of another origin holds a plain reward model.
+
+    Errors: ValueError in one line if its grmlight.json cannot be read.
+    """
+    path = folder / OPTIONS_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("kind", "reward") if path.exists() else "reward"
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); copy the model again") from error

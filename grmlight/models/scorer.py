@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from grmlight.data.batch import GroupBatch
 from grmlight.models.modes import evaluating
@@ -17,14 +18,18 @@ class Scorer:
 
     Args:
         model: a `RewardModel`, or what wraps one and is called alike.
+
+    Attributes:
+        sharded: whether the model is spread over ranks (FSDP2), which must then score equally often.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.sharded = isinstance(model, FSDPModule)
 
-    @torch.inference_mode()
     def score(self, batch: GroupBatch) -> Float[Tensor, " N"]:
         """One reward a response, float32, on the CPU."""
         device = next(self.model.parameters()).device
-        with evaluating(self.model):
+        # What a sharded model gathers within inference mode could not be trained with afterwards.
+        with torch.no_grad() if self.sharded else torch.inference_mode(), evaluating(self.model):
             return self.model(batch.to(device), frozenset()).rewards_N.float().cpu()

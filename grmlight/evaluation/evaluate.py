@@ -1,0 +1,108 @@
+"""Benchmarks on a scorer: every row scored once, on one process or shared by several."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from grmlight.evaluation.benchmarks import Benchmark, Example, Reading
+from grmlight.evaluation.benchmarks.benchmark import why_nothing
+from grmlight.evaluation.group_scorer import GroupScorer
+from grmlight.evaluation.tally import Bootstrap, Row, Scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A benchmark's result.
+
+    Attributes:
+        rows: its lines.
+        reading: what was read; rows that the scorer refused are among its refused ones now, and no examples.
+    """
+
+    rows: list[Row]
+    reading: Reading
+
+
+def evaluate(
+    scorer: GroupScorer, benchmark: Benchmark, reading: Reading, bootstrap: Bootstrap | None = None, rank: int = 0
+) -> Result:
+    """Score a benchmark's examples, and put its rows together.
+
+    Where several ranks share the rows (`bootstrap.ranks`), all of them call this and get the same result.
+
+    Errors: ValueError if no row could be scored.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    examples = reading.examples
+    # Long ones first, so that the ranks' shares are alike.
+    order = sorted(range(len(examples)), key=lambda number: -sum(examples[number].lengths))
+    mine = [examples[number] for number in order[rank :: bootstrap.ranks]]
+    rewards = scorer.score([example.group for example in mine])
+    reasons: dict[int, str] = getattr(scorer, "refused", {})
+    refused = {
+        example.row: reasons.get(place, "reward_not_finite")
+        for place, (example, found) in enumerate(zip(mine, rewards, strict=True))
+        if not all(map(math.isfinite, found))
+    }
+    truncated = [mine[place].row for place in getattr(scorer, "truncated", [])]
+    kept = [pair for pair in zip(mine, rewards, strict=True) if pair[0].row not in refused]
+    judged = _with_verdicts(reading, *_together(bootstrap.ranks, refused, truncated))
+    if not judged.examples:
+        raise ValueError(f"{benchmark.name}: {reading.source}: {why_nothing(judged)}")
+    rows = benchmark.rows(scored(examples, kept), bootstrap)
+    assert rows[-1].n == len(judged.examples), "a row was lost or counted twice"
+    return Result(rows, judged)
+
+
+def scored(examples: Sequence[Example], kept: Sequence[tuple[Example, Sequence[float]]]) -> Scored:
+    """Rewards of some examples as tensors; categories and prompts are numbered by all of them."""
+    categories = {name: number for number, name in enumerate(dict.fromkeys(each.category for each in examples))}
+    prompts = {name: number for number, name in enumerate(dict.fromkeys(each.prompt for each in examples))}
+    sizes = torch.tensor([len(found) for _, found in kept], dtype=torch.int64)
+
+    def flat(values: list[list[float]], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([value for each in values for value in each], dtype=dtype)
+
+    return Scored(
+        categories=tuple(categories),
+        prompts=len(prompts),
+        rewards_N=flat([list(found) for _, found in kept], torch.float64),
+        lengths_N=flat([[float(n) for n in each.lengths] for each, _ in kept], torch.float64),
+        correct_N=flat([[place < each.correct for place in range(len(found))] for each, found in kept], torch.bool),
+        group_N=torch.arange(len(kept)).repeat_interleave(sizes),
+        category_G=torch.tensor([categories[each.category] for each, _ in kept], dtype=torch.int64),
+        prompt_G=torch.tensor([prompts[each.prompt] for each, _ in kept], dtype=torch.int64),
+        tied_G=torch.tensor([each.tied for each, _ in kept], dtype=torch.bool),
+    )
+
+
+def _together(ranks: int, refused: dict[str, str], truncated: list[str]) -> tuple[dict[str, str], list[str]]:
+    if ranks == 1:
+        return refused, truncated
+    gathered: list[tuple[dict[str, str], list[str]]] = [({}, [])] * ranks
+    torch.distributed.all_gather_object(gathered, (refused, truncated))
+    return (
+        {row: reason for each, _ in gathered for row, reason in each.items()},
+        [row for _, each in gathered for row in each],
+    )
+
+
+def _with_verdicts(reading: Reading, refused: dict[str, str], truncated: list[str]) -> Reading:
+    """The reading with what the scorer found, rows in the order of the examples."""
+    judged = dataclasses.replace(
+        reading,
+        examples=[example for example in reading.examples if example.row not in refused],
+        refused={reason: list(rows) for reason, rows in reading.refused.items()},
+        noted={finding: list(rows) for finding, rows in reading.noted.items()},
+    )
+    cut = set(truncated)
+    for example in reading.examples:
+        if example.row in refused:
+            judged.refuse(refused[example.row], example.row)
+        elif example.row in cut:
+            judged.note("prompt_truncated", example.row)
+    return judged

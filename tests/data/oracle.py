@@ -210,9 +210,9 @@ def number_of(row: dict[str, Any], name: str) -> float | None:
 
 
 def narrow(number: float) -> float:
+    if math.isinf(number):
+        raise RefusedError("bad_number")
     try:
-        if math.isinf(number):
-            raise OverflowError
         return struct.unpack("<f", struct.pack("<f", number))[0]
     except OverflowError:
         raise RefusedError("bad_number") from None
@@ -239,7 +239,8 @@ def answers(prompt: Any, *responses: Any) -> tuple[Any, list[Any]]:
     kinds = [isinstance(text, str) for text in (prompt, *responses)]
     if all(kinds):
         return prompt, list(responses)
-    if kinds == [True] + [False] * len(responses) and all(side and side[0]["role"] != "assistant" for side in responses):
+    whole = [not isinstance(side, str) and side and side[0]["role"] != "assistant" for side in responses]
+    if isinstance(prompt, str) and all(whole):
         return conversations(*responses)
     if isinstance(prompt, str) and not prompt.strip():
         raise RefusedError("empty")

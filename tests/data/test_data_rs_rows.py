@@ -227,7 +227,9 @@ def test_the_first_row_must_be_a_pair():
     assert len(read_pairs(b"", {})) == 0
 
 
-@pytest.mark.parametrize("options", [{"strides": 2}, {"stride": 0}, {"flip": 1.5}, {"on_bad_row": "keep"}, {"on_tie": "x"}])
+@pytest.mark.parametrize(
+    "options", [{"strides": 2}, {"stride": 0}, {"flip": 1.5}, {"on_bad_row": "keep"}, {"on_tie": "x"}]
+)
 def test_wrong_options_are_named(options):
     with pytest.raises(DataError, match=r"stride|flip|keep|drop"):
         read_pairs(lines(TEXT), options)

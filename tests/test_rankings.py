@@ -90,8 +90,8 @@ def test_the_loss_of_a_group_is_the_mean_over_its_pairs(ready, model, byte_token
             with torch.no_grad():
                 sides = [reward(slow, tokenizer, row["prompt"], response) for response in (better, worse)]
             difference = sides[0] - sides[1] - margin * use_margin
-            label = label * (1 - smoothing) + (1 - label) * smoothing
-            losses.append(-weight * (label * log_sigmoid(difference) + (1 - label) * log_sigmoid(-difference)))
+            smooth = label * (1 - smoothing) + (1 - label) * smoothing
+            losses.append(-weight * (smooth * log_sigmoid(difference) + (1 - smooth) * log_sigmoid(-difference)))
         assert value == pytest.approx(sum(losses) / len(losses), abs=2e-5)
 
 

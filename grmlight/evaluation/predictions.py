@@ -43,7 +43,7 @@ def predictions(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> list[Predi
     chosen, rejected = rewards_N[batch.better_C].tolist(), rewards_N[batch.worse_C].tolist()
     counted = batch.count_G[batch.group_C].tolist()
     columns = zip(batch.row_C.tolist(), chosen, rejected, _places(batch), counted, strict=True)
-    return [Prediction(*values) for *values, count in columns if count]
+    return [Prediction(row, better, worse, places) for row, better, worse, places, count in columns if count]
 
 
 def _places(batch: GroupBatch) -> list[tuple[int, int] | None]:

@@ -27,20 +27,20 @@ class Pairs:
     def refused(self) -> dict[str, list[int]]:
         """Reason to row numbers (1-based) of rows that are not used.
 
-        Reasons: invalid_json, unknown_columns, non_string, empty, identical, prompt_differs, role_order, tie,
-        bad_number, duplicate, contradiction. A store adds over_length, identical (as tokens),
-        identical_after_truncation, template, empty_response_tokens.
+        Reasons: invalid_json, unknown_columns, non_string, empty, identical, response_count, prompt_differs,
+        role_order, tie, ranking_differs, bad_number, duplicate, contradiction. A store adds over_length, identical (as
+        tokens), identical_after_truncation, template, empty_response_tokens.
         """
 
     @property
     def noted(self) -> dict[str, list[int]]:
-        """Finding to row numbers of rows that are used nevertheless (duplicate, contradiction)."""
+        """Finding to row numbers of rows that are used nevertheless (duplicate, contradiction, tie: its ties are not)."""
 
     def __len__(self) -> int:
         """Usable groups."""
 
     def group(self, index: int) -> tuple[list[dict[str, str]] | str, list[list[dict[str, str]] | str]]:
-        """The prompt and its responses, chosen first: messages for chats, text for plain pairs."""
+        """The prompt and its responses, a pair's chosen one first: messages for chats, text for plain groups."""
 
     def row(self, index: int) -> int:
         """The source row (1-based) of a group."""
@@ -54,6 +54,8 @@ def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
         chosen, rejected: whole conversations (prompt: all but the last message), raw transcripts of hh-rlhf, or whole
             texts (the prompt stays empty).
         conv_A, conv_B, conv_A_rating, conv_B_rating: the higher rating is chosen, margin is the difference.
+        prompt, responses, and ratings (higher is better, margins are the differences) or ranks (1 is the best), a number a
+            response: a group of 2 to 256 responses with a comparison of each two; ratings and ranks must agree.
         Also used where present: id, source, category, margin, weight (1), soft_label (1), and chosen_score with
             rejected_score, whose difference is the margin.
 
@@ -61,10 +63,12 @@ def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
         name: what messages call the input (default: the path).
         first_row: number of the first row, for input that comes in parts (default 1).
         stride: keep every stride-th usable row, counted after ties and refused rows (default 1).
-        flip: fraction of pairs whose sides are swapped, drawn per row from (flip_seed, row) (default 0).
+        flip: fraction of pairs whose sides are swapped, and of rankings that are turned around, drawn per row from
+            (flip_seed, row) (default 0).
         flip_seed: its seed (default 0).
         paper_text: prefix the summarize instruction as the GRM authors do (default False).
-        on_bad_row: "drop" or "raise" (default "drop"). Ties are always dropped.
+        on_tie: "drop" or "keep" equal ratings or ranks, with a label of one half (default "drop").
+        on_bad_row: "drop" or "raise" (default "drop").
         on_duplicate: "keep", "drop" or "raise" (default "keep").
         on_contradiction: "keep", "drop" or "raise" (default "keep").
 
@@ -107,9 +111,9 @@ class StoreWriter:
 
         If a store with an equal manifest is there already, that one stays; anything else there is a DataError.
 
-        The report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, flipped, tokens, shared_tokens,
-        max_tokens, template_errors {row: message}. `rows` is `used` + `skipped` + all refused; groups that were never
-        appended count as skipped, and only used rows are noted.
+        The report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, flipped, comparisons, ties (a
+        label of one half), tokens, shared_tokens, max_tokens, template_errors {row: message}. `rows` is `used` +
+        `skipped` + all refused; groups that were never appended count as skipped, and only used rows are noted.
         """
 
 @final

@@ -50,11 +50,14 @@ def dpo(
     beta: float,
     reference_better_C: Float[Tensor, " C"] | float = 0.0,
     reference_worse_C: Float[Tensor, " C"] | float = 0.0,
+    label_C: Float[Tensor, " C"] | float = 1.0,
 ) -> Float[Tensor, " C"]:
-    """DPO as a regularizer, on log-probs; without a reference its log-ratio is taken as 0."""
-    policy_C = better_C - worse_C
+    """DPO as a regularizer, on log-probs; without a reference its log-ratio is taken as 0.
+
+    `label` is the probability that `better` is better, as in `preference_loss`.
+    """
     reference_C = torch.as_tensor(reference_better_C) - torch.as_tensor(reference_worse_C)
-    return -F.logsigmoid(beta * (policy_C - reference_C))
+    return preference_loss(beta * (better_C - worse_C - reference_C), torch.zeros_like(better_C), label_C)
 
 
 def centering(better_C: Float[Tensor, " C"], worse_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:

@@ -150,6 +150,25 @@ def test_no_baseline_keeps_the_text_generation_regularizer(path, parse):
     assert not any("TextGeneration" in each.class_path for each in config.trainer.callbacks or [])
 
 
+def commands(page):
+    """The arguments of every `grmlight fit` of a page."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(found) for found in re.findall(r"^grmlight fit (.*)$", text, re.MULTILINE)]
+
+
+def test_the_page_of_the_baselines_shows_commands_that_keep_the_head(parse):
+    found = [parse(*arguments)[1] for arguments in commands("docs/baselines.md")]
+    assert len(found) == 3
+    for config in found:
+        assert config.trainer.callbacks == []
+        assert (config.model.init_args.head.kind, config.model.init_args.head.width) == ("mlp", 1024)
+    margin, noise, frozen = found
+    assert margin.model.init_args.use_margin
+    assert (noise.data.init_args.prepare.flip, noise.model.init_args.backbone.lora.r) == (0.25, 32)
+    assert frozen.model.init_args.backbone.frozen
+    assert frozen.model.init_args.backbone.lora is None
+
+
 @pytest.mark.parametrize("path", RECIPES)
 def test_the_lora_recipes_are_the_papers(path, parse):
     """GRM (arXiv 2406.10216), its defaults for LoRA runs."""

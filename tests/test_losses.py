@@ -53,6 +53,13 @@ def test_dpo_is_the_formula_with_and_without_reference():
     assert referred.tolist() == pytest.approx([-log_sigmoid(0.2), -log_sigmoid(-2.0)], rel=1e-12)
 
 
+def test_dpo_follows_the_label():
+    better, worse = [-5.0, -50.0], [-7.0, -20.0]
+    found = losses.dpo(tensor(better), tensor(worse), 0.1, label_C=tensor([0.5, 0.75]))
+    tie = -(log_sigmoid(0.2) + log_sigmoid(-0.2)) / 2
+    assert found.tolist() == pytest.approx([tie, -0.75 * log_sigmoid(-3.0) - 0.25 * log_sigmoid(3.0)], rel=1e-12)
+
+
 def test_score_penalties_are_the_formulas():
     assert losses.centering(tensor([1.0, -2.0]), tensor([3.0, 2.0])).tolist() == [16.0, 0.0]
     assert losses.score_l2(tensor([1.0, -2.0]), tensor([3.0, 2.0])).tolist() == [5.0, 4.0]

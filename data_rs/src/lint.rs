@@ -1,11 +1,12 @@
 //! What a normalized row must hold, and which rows were seen before.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::reason::Reason;
-use crate::record::Record;
+use crate::record::{Comparison, Record};
 use crate::text::{Message, Text, is_blank};
 
 /// Check a record by itself.
@@ -13,15 +14,21 @@ use crate::text::{Message, Text, is_blank};
 /// # Errors
 /// The first reason why it cannot be used.
 pub fn check(record: &Record) -> Result<(), Reason> {
-    let [chosen, rejected] = &record.responses;
-    for response in [chosen, rejected] {
+    for response in &record.responses {
         match (&record.prompt, response) {
             (Text::Chat(prompt), Text::Chat(response)) => check_turns(prompt, response)?,
             (_, Text::Plain(response)) if !is_blank(response) => {}
             _ => return Err(Reason::Empty),
         }
     }
-    if chosen == rejected { Err(Reason::Identical) } else { Ok(()) }
+    let mut rest = record.responses.as_slice();
+    while let Some((first, others)) = rest.split_first() {
+        if others.contains(first) {
+            return Err(Reason::Identical);
+        }
+        rest = others;
+    }
+    Ok(())
 }
 
 fn check_turns(prompt: &[Message], response: &[Message]) -> Result<(), Reason> {
@@ -36,40 +43,71 @@ fn check_turns(prompt: &[Message], response: &[Message]) -> Result<(), Reason> {
     if is_blank(&last.content) { Err(Reason::Empty) } else { Ok(()) }
 }
 
-/// Fingerprints of the pairs seen so far.
+/// A comparison as it is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    said: u128,
+    /// The same with its sides swapped; nothing for a tie, which has no sides.
+    opposite: Option<u128>,
+}
+
+/// The marks of a record's comparisons.
+#[must_use]
+pub fn marks(record: &Record) -> Vec<Mark> {
+    let prompt = fingerprint(&record.prompt);
+    let responses: Vec<u128> = record.responses.iter().map(fingerprint).collect();
+    let of = |index: u32| usize::try_from(index).ok().and_then(|index| responses.get(index)).copied().unwrap_or(0);
+    let mark = |one: &Comparison| {
+        let (better, worse) = (of(one.better), of(one.worse));
+        let join = |first, second, tie| join(prompt, first, second, tie);
+        match one.label.total_cmp(&0.5) {
+            Ordering::Greater => Mark { said: join(better, worse, 0), opposite: Some(join(worse, better, 0)) },
+            Ordering::Less => Mark { said: join(worse, better, 0), opposite: Some(join(better, worse, 0)) },
+            Ordering::Equal => Mark { said: join(better.min(worse), better.max(worse), 1), opposite: None },
+        }
+    };
+    record.comparisons.iter().map(mark).collect()
+}
+
+/// The comparisons seen so far.
 #[derive(Debug, Default)]
 pub struct Seen(HashSet<u128>);
 
 impl Seen {
-    /// Whether the same pair, or the same with its sides swapped, was entered before.
+    /// Whether all of these comparisons, or one of them with its sides swapped, were entered before.
     #[must_use]
-    pub fn find(&self, record: &Record) -> Option<Reason> {
-        let [chosen, rejected] = &record.responses;
-        if self.0.contains(&fingerprint(&record.prompt, chosen, rejected)) {
+    pub fn find(&self, marks: &[Mark]) -> Option<Reason> {
+        if marks.iter().all(|mark| self.0.contains(&mark.said)) {
             return Some(Reason::Duplicate);
         }
-        self.0.contains(&fingerprint(&record.prompt, rejected, chosen)).then_some(Reason::Contradiction)
+        let swapped = |mark: &Mark| mark.opposite.is_some_and(|opposite| self.0.contains(&opposite));
+        marks.iter().any(swapped).then_some(Reason::Contradiction)
     }
 
-    /// Enter a pair.
-    pub fn enter(&mut self, record: &Record) {
-        let [chosen, rejected] = &record.responses;
-        self.0.insert(fingerprint(&record.prompt, chosen, rejected));
+    /// Enter comparisons.
+    pub fn enter(&mut self, marks: &[Mark]) {
+        self.0.extend(marks.iter().map(|mark| mark.said));
     }
 }
 
-fn fingerprint(prompt: &Text, chosen: &Text, rejected: &Text) -> u128 {
+fn join(prompt: u128, first: u128, second: u128, tie: u8) -> u128 {
     let mut hasher = Xxh3::new();
-    for text in [prompt, chosen, rejected] {
-        match text {
-            Text::Plain(text) => add(&mut hasher, text),
-            Text::Chat(messages) => {
-                hasher.update(&u64::MAX.to_le_bytes());
-                hasher.update(&(messages.len() as u64).to_le_bytes());
-                for message in messages {
-                    add(&mut hasher, &message.role);
-                    add(&mut hasher, &message.content);
-                }
+    for part in [prompt, first, second] {
+        hasher.update(&part.to_le_bytes());
+    }
+    hasher.update(&[tie]);
+    hasher.digest128()
+}
+
+fn fingerprint(text: &Text) -> u128 {
+    let mut hasher = Xxh3::new();
+    match text {
+        Text::Plain(text) => add(&mut hasher, text),
+        Text::Chat(messages) => {
+            hasher.update(&u64::MAX.to_le_bytes());
+            for message in messages {
+                add(&mut hasher, &message.role);
+                add(&mut hasher, &message.content);
             }
         }
     }

@@ -28,6 +28,17 @@ pub enum Repeat {
     Raise,
 }
 
+/// What to do with a comparison whose two ratings or ranks are equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tie {
+    /// Leave it out and report it.
+    #[default]
+    Drop,
+    /// Use it, with a label of one half.
+    Keep,
+}
+
 /// What to do with a pair of more than `max_length` tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,6 +74,8 @@ pub struct ReadOptions {
     pub on_duplicate: Repeat,
     /// For pairs seen before with their sides swapped.
     pub on_contradiction: Repeat,
+    /// For comparisons of equal ratings or ranks.
+    pub on_tie: Tie,
 }
 
 impl Default for ReadOptions {
@@ -77,6 +90,7 @@ impl Default for ReadOptions {
             on_bad_row: BadRow::default(),
             on_duplicate: Repeat::default(),
             on_contradiction: Repeat::default(),
+            on_tie: Tie::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::lint::{Seen, check};
+use crate::lint::{Seen, check, marks};
 use crate::options::{BadRow, ReadOptions, Repeat};
 use crate::order::flips;
 use crate::read::{Line, Lines, Source};
@@ -28,9 +28,9 @@ pub struct Pairs {
     pub skipped: u64,
     /// Rows that are not used.
     pub refused: RowsByReason,
-    /// Rows that are used although they were seen before.
+    /// Rows that are used although they were seen before, or without their ties.
     pub noted: RowsByReason,
-    /// The usable pairs.
+    /// The usable groups.
     pub records: Vec<Record>,
 }
 
@@ -103,7 +103,7 @@ impl PairReader {
             Err(reason) => return Ok(Err(reason)),
         };
         self.check_columns(&columns)?;
-        let record = match normalize(columns, row, self.options.paper_text) {
+        let record = match normalize(columns, row, &self.options) {
             Ok(record) => record,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -123,13 +123,14 @@ impl PairReader {
     }
 
     fn admit(&mut self, mut record: Record) -> std::result::Result<(), Reason> {
-        let finding = self.seen.find(&record);
+        let marks = marks(&record);
+        let finding = self.seen.find(&marks);
         if let Some(reason) = finding
             && self.policy(reason) != Repeat::Keep
         {
             return Err(reason);
         }
-        self.seen.enter(&record);
+        self.seen.enter(&marks);
         let place = self.usable;
         self.usable += 1;
         if !place.is_multiple_of(self.options.stride) {
@@ -139,9 +140,11 @@ impl PairReader {
         if let Some(reason) = finding {
             enter(&mut self.pairs.noted, reason, record.row);
         }
+        if record.partial {
+            enter(&mut self.pairs.noted, Reason::Tie, record.row);
+        }
         if flips(self.options.flip, self.options.flip_seed, record.row) {
-            record.responses.reverse();
-            record.flipped = true;
+            record.flip();
         }
         self.pairs.records.push(record);
         Ok(())
@@ -246,8 +249,24 @@ mod tests {
         for bad in ["NaN", "-Infinity", "1e999", "1e300", "\"1\"", "true"] {
             assert_eq!(read(&row(bad), "{}").unwrap().refused["bad_number"], [1], "{bad}");
         }
-        assert_eq!(read(&row("1.5"), "{}").unwrap().records[0].margin.to_bits(), 1.5f32.to_bits());
+        assert_eq!(read(&row("1.5"), "{}").unwrap().records[0].comparisons[0].margin.to_bits(), 1.5f32.to_bits());
         assert_eq!(read(&row("nan"), "{}").unwrap().refused["invalid_json"], [1]);
+    }
+
+    #[test]
+    fn a_ranking_becomes_its_comparisons() {
+        let row = r#"{"prompt": "p", "responses": ["a", "b", "c"], "ratings": [1, 4, 1]}"#;
+        let order = |pairs: &Pairs| -> Vec<(u32, u32, f32)> {
+            pairs.records[0].comparisons.iter().map(|one| (one.better, one.worse, one.label)).collect()
+        };
+        let dropped = read(row, "{}").unwrap();
+        assert_eq!(order(&dropped), [(1, 0, 1.0), (1, 2, 1.0)]);
+        assert_eq!(dropped.noted["tie"], [1]);
+        let kept = read(row, r#"{"on_tie": "keep"}"#).unwrap();
+        assert_eq!(order(&kept), [(1, 0, 1.0), (0, 2, 0.5), (1, 2, 1.0)]);
+        assert!(kept.noted.is_empty());
+        let flipped = read(row, r#"{"on_tie": "keep", "flip": 1.0}"#).unwrap();
+        assert_eq!(order(&flipped), [(0, 1, 1.0), (0, 2, 0.5), (2, 1, 1.0)]);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Pairs {
         self.0.refused.clone()
     }
 
-    /// Finding to row numbers of rows that are used nevertheless (duplicates, contradictions).
+    /// Finding to row numbers of rows that are used nevertheless (duplicates, contradictions, ties left out).
     #[getter]
     fn noted(&self) -> RowsByReason {
         self.0.noted.clone()
@@ -77,7 +77,7 @@ impl Pairs {
         self.0.records.len()
     }
 
-    /// The prompt and its responses, chosen first: messages for chats, text for plain pairs.
+    /// The prompt and its responses, a pair's chosen one first: messages for chats, text for plain pairs.
     fn group<'py>(&self, py: Python<'py>, index: usize) -> PyResult<(Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>)> {
         let record = self.record(index)?;
         let responses: PyResult<_> = record.responses.iter().map(|response| text_to_python(py, response)).collect();

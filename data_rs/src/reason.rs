@@ -16,15 +16,19 @@ pub enum Reason {
     NonString,
     /// A response of white space only, or without any message; a conversation without a prompt.
     Empty,
-    /// Both responses are the same, as text or as tokens.
+    /// Two responses are the same, as text or as tokens.
     Identical,
+    /// Fewer than 2 responses, or more than [`crate::record::MOST_RESPONSES`].
+    ResponseCount,
     /// The two sides answer different prompts.
     PromptDiffers,
     /// Not: an optional system message, then user and assistant in turn, the response an assistant's.
     RoleOrder,
-    /// Equal ratings.
+    /// Nothing but equal ratings or ranks; noted of a row that is used without its equal ones.
     Tie,
-    /// A rating, score, margin, weight or label that is no number, not finite or out of range.
+    /// Ratings and ranks that order two responses differently.
+    RankingDiffers,
+    /// A rating, rank, score, margin, weight or label that is no number, not finite or out of range.
     BadNumber,
     /// The same pair was seen before.
     Duplicate,
@@ -71,9 +75,11 @@ impl Reason {
             Self::NonString => ("non_string", "a text, role or content that is no string"),
             Self::Empty => ("empty", "an empty response or an empty prompt"),
             Self::Identical => ("identical", "identical responses"),
+            Self::ResponseCount => ("response_count", "fewer than 2 responses, or more than 256"),
             Self::PromptDiffers => ("prompt_differs", "the two sides have different prompts"),
             Self::RoleOrder => ("role_order", "roles that do not alternate from user to assistant"),
-            Self::Tie => ("tie", "equal ratings"),
+            Self::Tie => ("tie", "equal ratings or ranks"),
+            Self::RankingDiffers => ("ranking_differs", "ratings and ranks that order two responses differently"),
             Self::BadNumber => ("bad_number", "a number that is missing, not finite or out of range"),
             Self::Duplicate => ("duplicate", "the same pair as in an earlier row"),
             Self::Contradiction => ("contradiction", "the pair of an earlier row with its sides swapped"),

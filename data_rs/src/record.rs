@@ -1,20 +1,43 @@
-//! One row in any pair format to a prompt with two responses.
+//! One row in any format to a prompt, its responses, and which of them is better.
 
 use serde_json::{Map, Value};
 
+use crate::options::{ReadOptions, Tie};
 use crate::reason::Reason;
 use crate::text::{Message, Text, is_blank, is_space, is_transcript, parse_messages, parse_transcript};
 
 /// The formats, as an error names them.
 pub const FORMATS: &str = "chosen and rejected, with or without prompt (text or messages), \
-                           or conv_A, conv_B, conv_A_rating and conv_B_rating";
+                           or conv_A, conv_B, conv_A_rating and conv_B_rating, or prompt, responses, and ratings or ranks";
+
+/// Responses of a row, at most: each two of them are a comparison.
+pub const MOST_RESPONSES: usize = 256;
 
 /// What the GRM authors put before the first message of summarization rows, whose white space they strip.
 pub const SUMMARIZE: &str = "Generate one-sentence summary for the following post: ";
 
 type Row = Map<String, Value>;
+/// The prompt and its responses: text if all of it is text, messages if any of it is messages.
+type Texts = (Text, Vec<Text>);
 
-/// A pair, normalized.
+/// Which response of a group is better.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Comparison {
+    /// Row in the input.
+    pub row: u64,
+    /// Index of the better response in its group.
+    pub better: u32,
+    /// Index of the worse one.
+    pub worse: u32,
+    /// Probability that it is better; one half for a tie.
+    pub label: f32,
+    /// Strength of the preference; 0 if unknown.
+    pub margin: f32,
+    /// Weight in the objective.
+    pub weight: f32,
+}
+
+/// A group, normalized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// Its row in the input.
@@ -27,16 +50,28 @@ pub struct Record {
     pub category: Option<String>,
     /// The prompt.
     pub prompt: Text,
-    /// The better response, then the worse one; text if the prompt is text, messages if it is messages.
-    pub responses: [Text; 2],
-    /// Strength of the preference; 0 if unknown.
-    pub margin: f32,
-    /// Weight in the objective.
-    pub weight: f32,
-    /// Probability that the first response is better.
-    pub label: f32,
-    /// Whether the sides were swapped as label noise.
+    /// The chosen response and the rejected one, or those of a ranking in the row's order.
+    pub responses: Vec<Text>,
+    /// At least one; by the smaller index of its responses, then by the larger.
+    pub comparisons: Vec<Comparison>,
+    /// Whether ties were left out of the comparisons.
+    pub partial: bool,
+    /// Whether the comparisons were turned around as label noise.
     pub flipped: bool,
+}
+
+impl Record {
+    /// Turn all comparisons around. The responses are reversed, so that the better one of a pair stays the first.
+    pub fn flip(&mut self) {
+        self.responses.reverse();
+        let last = self.responses.len().saturating_sub(1);
+        let mirrored = |index: u32| u32::try_from(last).unwrap_or(u32::MAX).saturating_sub(index);
+        for comparison in &mut self.comparisons {
+            (comparison.better, comparison.worse) = (mirrored(comparison.worse), mirrored(comparison.better));
+        }
+        self.comparisons.sort_by_key(|one| (one.better.min(one.worse), one.better.max(one.worse)));
+        self.flipped = true;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,15 +79,31 @@ enum Format {
     Explicit,
     Implicit,
     Ratings,
+    Ranking,
 }
 
-struct Sides {
-    prompt: Text,
-    responses: [Text; 2],
+/// A comparison as its format tells it.
+struct Said {
+    better: u32,
+    worse: u32,
+    tie: bool,
     margin: Option<f64>,
 }
 
-/// Whether a row has the columns of a pair format.
+/// What a format tells of a row.
+struct Told {
+    texts: Texts,
+    said: Vec<Said>,
+    partial: bool,
+}
+
+impl Told {
+    fn pair(texts: Texts, tie: bool, margin: Option<f64>) -> Self {
+        Self { texts, said: vec![Said { better: 0, worse: 1, tie, margin }], partial: false }
+    }
+}
+
+/// Whether a row has the columns of a known format.
 #[must_use]
 pub fn is_known(row: &Row) -> bool {
     format_of(row).is_some()
@@ -61,8 +112,8 @@ pub fn is_known(row: &Row) -> bool {
 /// Normalize a row.
 ///
 /// # Errors
-/// Why it is no pair.
-pub fn normalize(mut row: Row, number: u64, paper_text: bool) -> Result<Record, Reason> {
+/// Why it cannot be used.
+pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Record, Reason> {
     let format = format_of(&row).ok_or(Reason::UnknownColumns)?;
     let margin = number_of(&row, "margin")?;
     let weight = number_of(&row, "weight")?.unwrap_or(1.0);
@@ -77,15 +128,24 @@ pub fn normalize(mut row: Row, number: u64, paper_text: bool) -> Result<Record, 
     };
     let source = string_of(&mut row, "source");
     let category = string_of(&mut row, "category");
-    let sides = match format {
+    let told = match format {
         Format::Explicit => explicit(&mut row)?,
         Format::Implicit => implicit(&mut row)?,
-        Format::Ratings => ratings(&mut row, paper_text && source.as_deref().is_some_and(is_summarize))?,
+        Format::Ratings => {
+            ratings(&mut row, options.on_tie, options.paper_text && source.as_deref().is_some_and(is_summarize))?
+        }
+        Format::Ranking => ranking(&mut row, options.on_tie)?,
     };
-    let margin = narrow(margin.or(sides.margin).unwrap_or(0.0))?;
     let (weight, label) = (narrow(weight)?, narrow(label)?);
-    let Sides { prompt, responses, .. } = sides;
-    Ok(Record { row: number, id, source, category, prompt, responses, margin, weight, label, flipped: false })
+    let compare = |said: Said| {
+        let Said { better, worse, tie, margin: told } = said;
+        let (label, margin) = if tie { (0.5, 0.0) } else { (label, narrow(margin.or(told).unwrap_or(0.0))?) };
+        Ok(Comparison { row: number, better, worse, label, margin, weight })
+    };
+    let comparisons = told.said.into_iter().map(compare).collect::<Result<_, Reason>>()?;
+    let (prompt, responses) = told.texts;
+    let partial = told.partial;
+    Ok(Record { row: number, id, source, category, prompt, responses, comparisons, partial, flipped: false })
 }
 
 fn format_of(row: &Row) -> Option<Format> {
@@ -93,56 +153,63 @@ fn format_of(row: &Row) -> Option<Format> {
     if has(&["chosen", "rejected"]) {
         return Some(if has(&["prompt"]) { Format::Explicit } else { Format::Implicit });
     }
-    has(&["conv_A", "conv_B", "conv_A_rating", "conv_B_rating"]).then_some(Format::Ratings)
+    if has(&["conv_A", "conv_B", "conv_A_rating", "conv_B_rating"]) {
+        return Some(Format::Ratings);
+    }
+    (has(&["prompt", "responses"]) && (has(&["ratings"]) || has(&["ranks"]))).then_some(Format::Ranking)
 }
 
-fn explicit(row: &mut Row) -> Result<Sides, Reason> {
+fn explicit(row: &mut Row) -> Result<Told, Reason> {
     let margin = score_difference(row)?;
     let prompt = text_of(row, "prompt")?;
-    let responses = [text_of(row, "chosen")?, text_of(row, "rejected")?];
-    match (prompt, responses) {
-        (prompt @ Text::Plain(_), responses @ [Text::Plain(_), Text::Plain(_)]) => {
-            Ok(Sides { prompt, responses, margin })
+    let responses = vec![text_of(row, "chosen")?, text_of(row, "rejected")?];
+    Ok(Told::pair(answer(prompt, responses)?, false, margin))
+}
+
+/// Responses to a prompt of a column of its own.
+fn answer(prompt: Text, responses: Vec<Text>) -> Result<Texts, Reason> {
+    if let Text::Plain(text) = &prompt {
+        if responses.iter().all(|response| matches!(response, Text::Plain(_))) {
+            return Ok((prompt, responses));
         }
-        // The prompt column only repeats what both conversations begin with.
-        (Text::Plain(_), [Text::Chat(chosen), Text::Chat(rejected)]) if !answers(&chosen) && !answers(&rejected) => {
-            conversations(chosen, rejected, margin)
+        // The prompt column only repeats what all conversations begin with.
+        if responses.iter().all(is_conversation) {
+            return conversations(responses.into_iter().map(|response| response.into_messages("assistant")).collect());
         }
-        (Text::Plain(prompt), _) if is_blank(&prompt) => Err(Reason::Empty),
-        (prompt, responses) => Ok(Sides {
-            prompt: Text::Chat(prompt.into_messages("user")),
-            responses: responses.map(|response| Text::Chat(response.into_messages("assistant"))),
-            margin,
-        }),
+        if is_blank(text) {
+            return Err(Reason::Empty);
+        }
     }
+    let chat = |response: Text| Text::Chat(response.into_messages("assistant"));
+    Ok((Text::Chat(prompt.into_messages("user")), responses.into_iter().map(chat).collect()))
 }
 
-fn answers(messages: &[Message]) -> bool {
-    messages.first().is_none_or(|message| message.role == "assistant")
+fn is_conversation(response: &Text) -> bool {
+    matches!(response, Text::Chat(messages) if messages.first().is_some_and(|message| message.role != "assistant"))
 }
 
-fn implicit(row: &mut Row) -> Result<Sides, Reason> {
+fn implicit(row: &mut Row) -> Result<Told, Reason> {
     let margin = score_difference(row)?;
-    match (text_of(row, "chosen")?, text_of(row, "rejected")?) {
-        (Text::Chat(chosen), Text::Chat(rejected)) => conversations(chosen, rejected, margin),
+    let texts = match (text_of(row, "chosen")?, text_of(row, "rejected")?) {
+        (Text::Chat(chosen), Text::Chat(rejected)) => conversations(vec![chosen, rejected])?,
         (Text::Plain(chosen), Text::Plain(rejected)) if is_transcript(&chosen) && is_transcript(&rejected) => {
-            conversations(parse_transcript(&chosen), parse_transcript(&rejected), margin)
+            conversations(vec![parse_transcript(&chosen), parse_transcript(&rejected)])?
         }
-        (Text::Plain(chosen), Text::Plain(rejected)) => {
-            Ok(Sides { prompt: Text::Plain(String::new()), responses: [chosen, rejected].map(Text::Plain), margin })
-        }
-        _ => Err(Reason::NonString),
-    }
+        (chosen @ Text::Plain(_), rejected @ Text::Plain(_)) => (Text::Plain(String::new()), vec![chosen, rejected]),
+        _ => return Err(Reason::NonString),
+    };
+    Ok(Told::pair(texts, false, margin))
 }
 
-fn ratings(row: &mut Row, summarize: bool) -> Result<Sides, Reason> {
+fn ratings(row: &mut Row, on_tie: Tie, summarize: bool) -> Result<Told, Reason> {
     let rating = |name| number_of(row, name)?.ok_or(Reason::BadNumber);
     let (rating_a, rating_b) = (rating("conv_A_rating")?, rating("conv_B_rating")?);
     let mut conversation = |name| parse_messages(row.remove(name).unwrap_or_default());
     let (mut chosen, mut rejected) = (conversation("conv_A")?, conversation("conv_B")?);
     let margin = rating_a - rating_b;
     // Equality of the two ratings as written, so no tolerance.
-    if margin == 0.0 {
+    let tie = margin == 0.0;
+    if tie && on_tie == Tie::Drop {
         return Err(Reason::Tie);
     }
     if margin < 0.0 {
@@ -152,7 +219,52 @@ fn ratings(row: &mut Row, summarize: bool) -> Result<Sides, Reason> {
         instruct(&mut chosen);
         instruct(&mut rejected);
     }
-    conversations(chosen, rejected, Some(margin.abs()))
+    Ok(Told::pair(conversations(vec![chosen, rejected])?, tie, Some(margin.abs())))
+}
+
+fn ranking(row: &mut Row, on_tie: Tie) -> Result<Told, Reason> {
+    let Some(Value::Array(responses)) = row.remove("responses") else { return Err(Reason::NonString) };
+    let count = responses.len();
+    if !(2..=MOST_RESPONSES).contains(&count) {
+        return Err(Reason::ResponseCount);
+    }
+    let prompt = text_of(row, "prompt")?;
+    let responses = responses.into_iter().map(Text::parse).collect::<Result<_, _>>()?;
+    let ratings = numbers_of(row, "ratings", count)?;
+    // Rank 1 is the best.
+    let ranks = numbers_of(row, "ranks", count)?.map(|ranks| ranks.iter().map(|rank| -rank).collect::<Vec<_>>());
+    let mut said = match (&ratings, &ranks) {
+        (Some(ratings), _) => compare_all(ratings),
+        (None, Some(ranks)) => compare_all(ranks).into_iter().map(|one| Said { margin: None, ..one }).collect(),
+        (None, None) => return Err(Reason::BadNumber),
+    };
+    let order = |one: &Said| (one.better, one.worse, one.tie);
+    if ratings.is_some()
+        && ranks
+            .is_some_and(|ranks| said.iter().zip(&compare_all(&ranks)).any(|(one, other)| order(one) != order(other)))
+    {
+        return Err(Reason::RankingDiffers);
+    }
+    let texts = answer(prompt, responses)?;
+    let all = said.len();
+    said.retain(|one| !one.tie || on_tie == Tie::Keep);
+    if said.is_empty() { Err(Reason::Tie) } else { Ok(Told { texts, partial: said.len() < all, said }) }
+}
+
+/// Every comparison of two scores, of which the higher one is better.
+fn compare_all(scores: &[f64]) -> Vec<Said> {
+    let mut said = Vec::with_capacity(scores.len() * scores.len() / 2);
+    let numbered: Vec<(u32, f64)> = (0..).zip(scores.iter().copied()).collect();
+    let mut rest = numbered.as_slice();
+    while let Some((&(left, first), others)) = rest.split_first() {
+        rest = others;
+        said.extend(others.iter().map(|&(right, second)| {
+            let margin = first - second;
+            let (better, worse) = if margin < 0.0 { (right, left) } else { (left, right) };
+            Said { better, worse, tie: margin == 0.0, margin: Some(margin.abs()) }
+        }));
+    }
+    said
 }
 
 fn is_summarize(source: &str) -> bool {
@@ -165,12 +277,15 @@ fn instruct(messages: &mut [Message]) {
     }
 }
 
-fn conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>, margin: Option<f64>) -> Result<Sides, Reason> {
-    let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else { return Err(Reason::Empty) };
-    if chosen != rejected {
+fn conversations(mut sides: Vec<Vec<Message>>) -> Result<Texts, Reason> {
+    let lasts = sides.iter_mut().map(|side| side.pop().map(|last| Text::Chat(vec![last])));
+    let responses = lasts.collect::<Option<Vec<_>>>().ok_or(Reason::Empty)?;
+    let mut prompts = sides.into_iter();
+    let prompt = prompts.next().unwrap_or_default();
+    if prompts.any(|other| other != prompt) {
         return Err(Reason::PromptDiffers);
     }
-    Ok(Sides { prompt: Text::Chat(chosen), responses: [better, worse].map(|last| Text::Chat(vec![last])), margin })
+    Ok((Text::Chat(prompt), responses))
 }
 
 fn score_difference(row: &Row) -> Result<Option<f64>, Reason> {
@@ -198,6 +313,16 @@ fn number_of(row: &Row, name: &str) -> Result<Option<f64>, Reason> {
         Some(Value::Number(number)) => number.as_f64().ok_or(Reason::BadNumber).map(Some),
         Some(_) => Err(Reason::BadNumber),
     }
+}
+
+/// A number for each response, nothing if the column is missing or null.
+fn numbers_of(row: &Row, name: &str, count: usize) -> Result<Option<Vec<f64>>, Reason> {
+    let numbers = match row.get(name) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(numbers)) if numbers.len() == count => numbers,
+        Some(_) => return Err(Reason::BadNumber),
+    };
+    numbers.iter().map(|number| number.as_f64().ok_or(Reason::BadNumber)).collect::<Result<_, _>>().map(Some)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the loss of precision is wanted, an overflow is refused")]

@@ -19,10 +19,14 @@ pub struct Report {
     pub skipped: u64,
     /// Rows not used.
     pub refused: RowsByReason,
-    /// Rows used although they were seen before.
+    /// Rows used although they were seen before, or without their ties.
     pub noted: RowsByReason,
     /// Stored groups whose sides were swapped.
     pub flipped: u64,
+    /// Stored comparisons.
+    pub comparisons: u64,
+    /// Those of them that are ties.
+    pub ties: u64,
     /// Stored tokens, shared prompts counted once.
     pub tokens: u64,
     /// Those of them that are shared prompts.

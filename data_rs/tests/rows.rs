@@ -32,6 +32,8 @@ fn value() -> impl Strategy<Value = Value> {
         3 => text.prop_map(|text| json!(text)),
         3 => prop::collection::vec(message, 0..5).prop_map(Value::Array),
         1 => any::<f64>().prop_map(|number| json!(number)),
+        1 => prop::collection::vec(0u8..3, 2..4).prop_map(|numbers| json!(numbers)),
+        1 => prop::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 2..4).prop_map(|texts| json!(texts)),
         1 => Just(Value::Null),
     ]
 }
@@ -46,7 +48,8 @@ proptest! {
 
     #[test]
     fn any_columns_are_accounted(rows in prop::collection::vec(prop::collection::btree_map(
-        prop_oneof!["prompt|chosen|rejected|conv_A|conv_B", "conv_[AB]_rating|margin|weight|soft_label|source|id"],
+        prop_oneof!["prompt|chosen|rejected|conv_A|conv_B", "conv_[AB]_rating|margin|weight|soft_label|source|id",
+                    "prompt|responses|ratings|ranks"],
         value(), 0..11), 1..5)) {
         let first = r#"{"chosen": "a b", "rejected": "a c"}"#.to_owned();
         let lines: Vec<String> = [first].into_iter().chain(rows.iter().map(|row| json!(row).to_string())).collect();

@@ -20,10 +20,11 @@ class PrepareOptions:
         on_bad_row: for a row that is no usable pair (empty, identical sides, broken roles, ...): "drop" or "raise".
         on_duplicate: for a pair seen before.
         on_contradiction: for a pair seen before with its sides swapped.
+        on_tie: equal ratings or ranks: "drop" them, or "keep" them with a label of one half.
         stride: keep every stride-th usable pair; 2, 20 and 100 are the paper's 400K and 40K, and an 8K subset.
         offset: leave out the first `offset` pairs after that.
         limit: keep the first `limit` pairs after that; None for all.
-        flip: fraction of pairs whose sides are swapped, as label noise.
+        flip: fraction of pairs whose sides are swapped (rankings are turned around), as label noise.
         flip_seed: the noise's own seed.
         text_rows: prompts and responses given as plain text: "chat" makes messages of them, "plain" joins them as they
             are, "auto" takes "chat" if the tokenizer has a chat template.
@@ -37,6 +38,7 @@ class PrepareOptions:
     on_bad_row: Literal["drop", "raise"] = "drop"
     on_duplicate: Policy = "keep"
     on_contradiction: Policy = "keep"
+    on_tie: Literal["keep", "drop"] = "drop"
     stride: int = 1
     offset: int = 0
     limit: int | None = None

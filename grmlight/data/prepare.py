@@ -120,7 +120,7 @@ def _append_all(writer: StoreWriter, pairs: Pairs, renderer: Renderer, groups: r
 
 
 def _read_options(source: str, options: PrepareOptions) -> dict[str, Any]:
-    names = ("stride", "flip", "flip_seed", "paper_text", "on_bad_row", "on_duplicate", "on_contradiction")
+    names = ("stride", "flip", "flip_seed", "paper_text", "on_bad_row", "on_duplicate", "on_contradiction", "on_tie")
     return {name: getattr(options, name) for name in names} | {"name": source}
 
 

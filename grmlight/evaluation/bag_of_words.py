@@ -29,7 +29,10 @@ def bag_of_words_accuracy(train: Store, evaluation: Store, l2: float = 1e-3) -> 
 
 
 def _differences(store: Store, groups: int) -> Tensor:
-    """A sparse matrix [C, V]: for each comparison the tokens that only the better (+1) or only the worse (-1) holds."""
+    """A sparse matrix [C, V]: for each comparison the tokens that only the better (+1) or only the worse (-1) holds.
+
+    Suffix K: the tokens of one side of each comparison, end to end.
+    """
     places, values, rows = [], [], 0
     for start in range(0, groups, _CHUNK):
         chosen = np.arange(start, min(start + _CHUNK, groups))
@@ -38,10 +41,13 @@ def _differences(store: Store, groups: int) -> Tensor:
         sure = batch.label_C != 0.5
         better_C = torch.where(first, batch.better_C, batch.worse_C)[sure]
         worse_C = torch.where(first, batch.worse_C, batch.better_C)[sure]
+        tokens_N = batch.scored_tokens_N()
         for sign, response_C in ((1.0, better_C), (-1.0, worse_C)):
-            comparison_N = torch.full((batch.responses,), -1).index_copy(0, response_C, torch.arange(len(response_C)))
-            comparison_L = comparison_N[batch.response_L]
-            held = torch.stack([comparison_L + rows, batch.target_L])[:, comparison_L >= 0].unique(dim=1)
+            tokens_C = tokens_N[response_C]
+            comparison_K = torch.arange(len(response_C)).repeat_interleave(tokens_C)
+            first_C = tokens_N.cumsum(0)[response_C] - tokens_C.cumsum(0)
+            place_K = torch.arange(len(comparison_K)) + first_C[comparison_K]
+            held = torch.stack([comparison_K + rows, batch.target_L[place_K]]).unique(dim=1)
             places.append(held)
             values.append(torch.full((held.shape[1],), sign))
         rows += len(better_C)

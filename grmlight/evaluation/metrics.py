@@ -38,16 +38,18 @@ class PairFigures(Metric):
 class LongerWins(Metric):
     """The ruler: share of pairs that the number of scored tokens orders as labeled, and how many pairs count.
 
-    Equal lengths count one half, labeled ties do not count.
+    Equal lengths count one half, labeled ties do not count. `groups` is how many groups have a pair that counts: the
+    comparisons of a group are no independent trials.
     """
 
     full_state_update = False
     right: Tensor
     pairs: Tensor
+    groups: Tensor
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        for name in ("right", "pairs"):
+        for name in ("right", "pairs", "groups"):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, outputs: Outputs, batch: GroupBatch) -> None:
@@ -58,10 +60,12 @@ class LongerWins(Metric):
         count_C = batch.count_G[batch.group_C] * side_C.abs()
         self.right += (right_C * count_C).sum()
         self.pairs += count_C.sum()
+        self.groups += count_C.new_zeros(batch.groups).index_add(0, batch.group_C, count_C).sign().sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The share, NaN over nothing, and the number of pairs that it and the accuracy count."""
-        return {"longer_wins": (self.right / self.pairs).float(), "pairs": self.pairs.float()}
+        """The share, NaN over nothing, and the numbers of pairs that it and the accuracy count, and of their groups."""
+        counts = {"pairs": self.pairs.float(), "groups": self.groups.float()}
+        return {"longer_wins": (self.right / self.pairs).float()} | counts
 
 
 def pair_metrics(prefix: str, device: torch.device | None = None) -> MetricCollection:

@@ -85,8 +85,10 @@ def pair_sums(packs: Sequence[PairValues]) -> Float[Tensor, " S"]:
     parts = [torch.cat(parts).to(dtype) for parts in zip(*packs, strict=True)]
     better_C, worse_C, label_C, count_C, rewards_N, tokens_N, count_N = parts
     difference_C, surplus_C = better_C - worse_C, label_C - 0.5
-    predicted_C = difference_C.sign()
-    pairs = torch.stack([torch.ones_like(better_C), better_C, worse_C, predicted_C, surplus_C.sign()])
+    predicted_C, side_C = difference_C.sign(), surplus_C.sign()
+    # A tie has no sides: it enters the calibration alone.
+    sides_2C = torch.stack([better_C, worse_C]).where(side_C >= 0, torch.stack([worse_C, better_C])) * side_C.abs()
+    pairs = torch.stack([torch.ones_like(better_C), *sides_2C, predicted_C, side_C])
     responses = torch.stack([torch.ones_like(rewards_N), rewards_N, tokens_N])
     confidence_C = difference_C.abs().sigmoid()
     gap_C = (0.5 + predicted_C * surplus_C - confidence_C) * count_C
@@ -112,12 +114,12 @@ def pair_figures(sums: Sequence[float]) -> dict[str, float]:
     figures = {}
     if labeled:
         figures["accuracy"] = (pairs[_PREDICTED][_SIDE] / labeled + 1) / 2
-    if count:
-        figures["margin"] = (pairs[_ONE][_BETTER] - pairs[_ONE][_WORSE]) / count
+        figures["margin"] = (pairs[_ONE][_BETTER] - pairs[_ONE][_WORSE]) / labeled
         for name, side in (("chosen", _BETTER), ("rejected", _WORSE)):
-            mean = pairs[_ONE][side] / count
+            mean = pairs[_ONE][side] / labeled
             figures[f"{name}_reward"] = mean
-            figures[f"{name}_reward_std"] = math.sqrt(max(pairs[side][side] / count - mean * mean, 0.0))
+            figures[f"{name}_reward_std"] = math.sqrt(max(pairs[side][side] / labeled - mean * mean, 0.0))
+    if count:
         figures["ece"] = sum(map(abs, sums[34:])) / count
     number = responses[_ONES][_ONES]
     squares = [number * responses[row][row] for row in (_REWARD, _LENGTH)]

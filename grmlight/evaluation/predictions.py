@@ -1,4 +1,4 @@
-"""Rewards of pairs as records, one a row of the input."""
+"""Rewards of pairs as records, one a comparison of the input."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from grmlight.evaluation.run_report import run_directory
 
 
 class Prediction(NamedTuple):
-    """The rewards of one pair; a tuple, since Lightning takes no frozen dataclass from `predict_step`.
+    """The rewards of one comparison; a tuple, since Lightning takes no frozen dataclass from `predict_step`.
 
     Attributes:
         row: row of the input, from 1.
         chosen: reward of the chosen response.
         rejected: reward of the rejected response.
+        responses: which responses of its row they are, from 0; None in a row of two.
     """
 
     row: int
     chosen: float
     rejected: float
+    responses: tuple[int, int] | None = None
 
     @property
     def margin(self) -> float:
@@ -40,20 +42,34 @@ def predictions(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> list[Predi
     """The predictions of a pack's comparisons; groups that only fill an empty share are left out."""
     chosen, rejected = rewards_N[batch.better_C].tolist(), rewards_N[batch.worse_C].tolist()
     counted = batch.count_G[batch.group_C].tolist()
-    rows = batch.row_C.tolist()
-    return [Prediction(*values) for *values, count in zip(rows, chosen, rejected, counted, strict=True) if count]
+    columns = zip(batch.row_C.tolist(), chosen, rejected, _places(batch), counted, strict=True)
+    return [Prediction(row, better, worse, places) for row, better, worse, places, count in columns if count]
+
+
+def _places(batch: GroupBatch) -> list[tuple[int, int] | None]:
+    """For each comparison the places of its responses in their group, None in a group of two."""
+    if batch.paired:
+        return [None] * len(batch.row_C)
+    sizes_G = batch.last_N.new_zeros(batch.groups).index_add(0, batch.group_N, torch.ones_like(batch.last_N))
+    first_C = (sizes_G.cumsum(0) - sizes_G)[batch.group_C]
+    columns = (sizes_G[batch.group_C], batch.better_C - first_C, batch.worse_C - first_C)
+    found = zip(*(column.tolist() for column in columns), strict=True)
+    return [None if size == 2 else (better, worse) for size, better, worse in found]
 
 
 def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, str]) -> int:
-    """Write a JSON line a pair (`row`, `id`, `chosen`, `rejected`, `margin`) in the order of rows.
+    """Write a JSON line a comparison (`row`, `id`, `chosen`, `rejected`, `margin`) in the order of rows.
 
-    The file appears whole or not at all. Returns the number of pairs.
+    Rows of more than two responses have a line a comparison, which adds `responses`: the places of the chosen and the
+    rejected one in the row, from 0. The file appears whole or not at all. Returns the number of lines.
     """
-    ordered = sorted(found, key=lambda prediction: prediction.row)
+    ordered = sorted(found, key=lambda prediction: (prediction.row, sorted(prediction.responses or ())))
     lines = []
     for each in ordered:
         record = {"row": each.row, "id": ids.get(each.row, str(each.row))}
         record |= {"chosen": each.chosen, "rejected": each.rejected, "margin": each.margin}
+        if each.responses is not None:
+            record["responses"] = list(each.responses)
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))
     return len(ordered)

@@ -84,16 +84,17 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
     results = {}
     for name in getattr(datamodule, f"{stage}_sources", {}):
         prefix = f"{stage}/" if name == stage else f"{stage}/{name}/"
-        figures = {key: trainer.callback_metrics.get(prefix + key) for key in ("accuracy", "longer_wins", "pairs")}
+        counted = ("accuracy", "longer_wins", "pairs", "groups")
+        figures = {key: trainer.callback_metrics.get(prefix + key) for key in counted}
         if any(value is None for value in figures.values()) or not figures["pairs"]:
             continue
         found = {key: float(value) for key, value in figures.items() if value is not None}
-        found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["pairs"]))
+        found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["groups"]))
         figures = {key: trainer.callback_metrics.get(prefix + key) for key in FIGURES}
         found |= {key: float(value) for key, value in figures.items() if value is not None}
         results[name] = found
-        store = datamodule.prepared[name].store
-        if (train := datamodule.prepared.get("train")) and found["pairs"] == len(store):
+        store, report = datamodule.prepared[name].store, datamodule.prepared[name].report
+        if (train := datamodule.prepared.get("train")) and found["pairs"] == report["comparisons"] - report["ties"]:
             found["bag_of_words"] = bag_of_words_accuracy(train.store, store)
     return results
 
@@ -106,6 +107,10 @@ def describe_report(name: str, report: dict[str, Any]) -> str:
         lines[0] += f", {report['skipped']} left out by stride or limit"
     if report.get("flipped"):
         lines[0] += f", {report['flipped']} labels flipped"
+    if report.get("comparisons", report["used"]) != report["used"]:
+        lines[0] += f", {report['comparisons']} comparisons"
+    if report.get("ties"):
+        lines[0] += f", {report['ties']} ties"
     for kind in ("refused", "noted"):
         for reason, rows in sorted(report[kind].items()):
             shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")

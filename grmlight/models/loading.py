@@ -14,7 +14,12 @@ from grmlight.models.reward_model import RewardModel
 OPTIONS_FILE = "grmlight.json"
 """What a model folder holds beside weights, config and tokenizer."""
 
-_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": RewardModel.from_pretrained}
+
+def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
+    raise ValueError(f"{folder}: is a judge, which reads texts and not tokens; `grmlight evaluate` takes it")
+
+
+_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": RewardModel.from_pretrained, "judge": _refuse_judge}
 
 
 def load_reward_model(folder: Path, **options: Any) -> nn.Module:

@@ -88,8 +88,8 @@ def chunk_elements(device: str) -> int:
     return _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cpu"])
 
 
-def _chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:
-    """Float32 logits of one chunk, in place as far as possible."""
+def chunk_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform) -> Tensor:
+    """Float32 logits of some rows, in place as far as possible."""
     product_CV = hidden_CH @ weight_VH.T
     if bias_V is not None:
         product_CV += bias_V
@@ -122,7 +122,7 @@ class _TokenLogps(torch.autograd.Function):
         kept: list[Tensor] = []
         for start in range(0, len(target_L), rows):
             chunk = slice(start, start + rows)
-            logits_CV = _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, transform)
+            logits_CV = chunk_logits(hidden_LH[chunk], weight_VH, bias_V, transform)
             logps_L[chunk] = F.log_softmax(logits_CV, dim=-1).gather(1, target_L[chunk, None]).squeeze(1)
             if grad_LH is not None:
                 grad_CV = _grad_product(logits_CV, torch.ones_like(logps_L[chunk]), target_L[chunk], transform)
@@ -149,7 +149,7 @@ class _TokenLogps(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V) if need_bias else None
         for number, start in enumerate(range(0, len(target_L), ctx.rows)):
             chunk = slice(start, start + ctx.rows)
-            again = kept[number] if kept else _chunk_logits(hidden_LH[chunk], weight_VH, bias_V, ctx.transform)
+            again = kept[number] if kept else chunk_logits(hidden_LH[chunk], weight_VH, bias_V, ctx.transform)
             grad_CV = _grad_product(again, grad_L[chunk], target_L[chunk], ctx.transform).to(weight_VH.dtype)
             if grad_hidden_LH is not None:
                 grad_hidden_LH[chunk] = grad_CV @ weight_VH

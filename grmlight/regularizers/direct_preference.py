@@ -43,8 +43,8 @@ class DirectPreference(Regularizer):
         assert outputs.logps_N is not None
         better_C, worse_C = outputs.logps_N[batch.better_C], outputs.logps_N[batch.worse_C]
         if not self.reference:
-            return batch.mean_by_group(losses.dpo(better_C, worse_C, self.beta))
+            return batch.mean_by_group(losses.dpo(better_C, worse_C, self.beta, label_C=batch.label_C))
         reference_N = outputs.reference_logps_N
         assert reference_N is not None
-        values_C = losses.dpo(better_C, worse_C, self.beta, reference_N[batch.better_C], reference_N[batch.worse_C])
-        return batch.mean_by_group(values_C)
+        reference = reference_N[batch.better_C], reference_N[batch.worse_C]
+        return batch.mean_by_group(losses.dpo(better_C, worse_C, self.beta, *reference, batch.label_C))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import re
 import struct
 from collections import defaultdict
@@ -20,16 +22,57 @@ class RefusedError(Exception):
 
 @dataclasses.dataclass
 class Pair:
+    """A group: of a pair or of a ranking.
+
+    `scores` orders the responses, the higher the better; `margins` are the strengths of the preferences by (better,
+    worse), `label` is the probability that the higher score is better, `ties` tells whether equal ones are compared.
+    """
+
     row: int
     id: str
     source: str | None
     category: str | None
     prompt: Any
     responses: list[Any]
-    margin: float
+    scores: list[float]
+    margin: float | None
+    by_score: bool
     weight: float
     label: float
+    ties: bool
     flipped: bool = False
+
+    def comparisons(self) -> list[tuple[int, int, float, float]]:
+        """Better, worse, label and margin of each two responses."""
+        found = []
+        for left, right in itertools.combinations(range(len(self.responses)), 2):
+            margin = abs(self.scores[left] - self.scores[right]) if self.by_score else 0.0
+            margin = self.margin if self.margin is not None else margin
+            if self.scores[left] > self.scores[right]:
+                found.append((left, right, self.label, narrow(margin)))
+            elif self.scores[left] < self.scores[right]:
+                found.append((right, left, self.label, narrow(margin)))
+            elif self.ties:
+                found.append((left, right, 0.5, 0.0))
+        return found
+
+    def flip(self) -> None:
+        self.responses.reverse()
+        self.scores = [-score for score in reversed(self.scores)]
+        self.flipped = True
+
+    def said(self) -> list[str]:
+        """What is remembered of each comparison: the prompt, and which response is better."""
+        remembered = []
+        for better, worse, label, _ in self.comparisons():
+            sides = [repr(self.responses[better]), repr(self.responses[worse])]
+            sides = sorted(sides) if label == 0.5 else sides if label > 0.5 else sides[::-1]
+            remembered.append(repr((self.prompt, label == 0.5, sides)))
+        return remembered
+
+    def swapped(self) -> list[str]:
+        other = dataclasses.replace(self, scores=[-score for score in self.scores])
+        return [said for said, (*_, label, _) in zip(other.said(), other.comparisons(), strict=True) if label != 0.5]
 
 
 @dataclasses.dataclass
@@ -49,31 +92,32 @@ def read(data: bytes, **options) -> Reading:
             continue
         reading.rows += 1
         try:
-            pair = normalize(parse(line), number, options.get("paper_text", False))
+            pair = normalize(parse(line), number, options)
             check(pair)
             finding = repeated(pair, seen, options)
         except RefusedError as reason:
             reading.refused[str(reason)].append(number)
             continue
-        seen.add(repr((pair.prompt, pair.responses)))
+        seen.update(pair.said())
         usable += 1
         if (usable - 1) % options.get("stride", 1):
             reading.skipped += 1
             continue
         if finding:
             reading.noted[finding].append(number)
+        if not pair.ties and len(set(pair.scores)) < len(pair.scores):
+            reading.noted["tie"].append(number)
         if flips(options.get("flip", 0), options.get("flip_seed", 0), number):
-            pair.responses.reverse()
-            pair.flipped = True
+            pair.flip()
         reading.pairs.append(pair)
     return reading
 
 
 def repeated(pair: Pair, seen: set[str], options: dict[str, Any]) -> str | None:
     finding = None
-    if repr((pair.prompt, pair.responses)) in seen:
+    if seen.issuperset(pair.said()):
         finding = "duplicate"
-    elif repr((pair.prompt, pair.responses[::-1])) in seen:
+    elif not seen.isdisjoint(pair.swapped()):
         finding = "contradiction"
     if finding and options.get(f"on_{finding}", "keep") == "drop":
         raise RefusedError(finding)
@@ -109,10 +153,12 @@ def depth(text: str) -> int:
     return deepest
 
 
-def normalize(row: dict[str, Any], number: int, paper_text: bool) -> Pair:
-    if not (
-        {"chosen", "rejected"} <= row.keys() or {"conv_A", "conv_B", "conv_A_rating", "conv_B_rating"} <= row.keys()
-    ):
+FORMATS = [{"chosen", "rejected"}, {"conv_A", "conv_B", "conv_A_rating", "conv_B_rating"}]
+RANKINGS = [{"prompt", "responses", "ratings"}, {"prompt", "responses", "ranks"}]
+
+
+def normalize(row: dict[str, Any], number: int, options: dict[str, Any]) -> Pair:
+    if not any(columns <= row.keys() for columns in FORMATS + RANKINGS):
         raise RefusedError("unknown_columns")
     margin, weight, label = (number_of(row, name) for name in ("margin", "weight", "soft_label"))
     weight = 1.0 if weight is None else weight
@@ -120,25 +166,33 @@ def normalize(row: dict[str, Any], number: int, paper_text: bool) -> Pair:
     if weight < 0 or not 0 <= label <= 1:
         raise RefusedError("bad_number")
     source = row["source"] if isinstance(row.get("source"), str) else None
-    if "chosen" in row and "rejected" in row:
-        derived = None
-        if number_of(row, "chosen_score") is not None and number_of(row, "rejected_score") is not None:
-            derived = float(row["chosen_score"]) - float(row["rejected_score"])
+    keep, by_score, scores = options.get("on_tie", "drop") == "keep", True, [1.0, 0.0]
+    if FORMATS[0] <= row.keys():
+        by_score, given = False, [number_of(row, name) for name in ("chosen_score", "rejected_score")]
         prompt, responses = explicit(row) if "prompt" in row else implicit(row)
+        if None not in given and margin is None:  # chosen is the better one whatever the scores say
+            margin = given[0] - given[1]
+    elif FORMATS[1] <= row.keys():
+        summarize = options.get("paper_text", False) and source is not None and "summarize" in source.lower()
+        prompt, responses, scores = ratings(row, summarize, keep)
     else:
-        prompt, responses, derived = ratings(row, paper_text and source is not None and "summarize" in source.lower())
-    margin = margin if margin is not None else derived if derived is not None else 0.0
-    return Pair(
+        prompt, responses, scores, by_score = ranking(row, keep)
+    pair = Pair(
         row=number,
         id=id_of(row, number),
         source=source,
         category=row["category"] if isinstance(row.get("category"), str) else None,
         prompt=prompt,
         responses=responses,
-        margin=narrow(margin),
+        scores=scores,
+        margin=margin,
+        by_score=by_score,
         weight=narrow(weight),
         label=narrow(label),
+        ties=keep,
     )
+    pair.comparisons()  # which refuses margins out of range
+    return pair
 
 
 def id_of(row: dict[str, Any], number: int) -> str:
@@ -156,6 +210,8 @@ def number_of(row: dict[str, Any], name: str) -> float | None:
 
 
 def narrow(number: float) -> float:
+    if math.isinf(number):
+        raise RefusedError("bad_number")
     try:
         return struct.unpack("<f", struct.pack("<f", number))[0]
     except OverflowError:
@@ -176,16 +232,47 @@ def messages_of(value: Any) -> list[dict[str, str]]:
 
 
 def explicit(row: dict[str, Any]) -> tuple[Any, list[Any]]:
-    prompt, chosen, rejected = (text_of(row[name]) for name in ("prompt", "chosen", "rejected"))
-    kinds = [isinstance(text, str) for text in (prompt, chosen, rejected)]
+    return answers(*(text_of(row[name]) for name in ("prompt", "chosen", "rejected")))
+
+
+def answers(prompt: Any, *responses: Any) -> tuple[Any, list[Any]]:
+    kinds = [isinstance(text, str) for text in (prompt, *responses)]
     if all(kinds):
-        return prompt, [chosen, rejected]
-    if kinds == [True, False, False] and all(side and side[0]["role"] != "assistant" for side in (chosen, rejected)):
-        return conversations(chosen, rejected)
+        return prompt, list(responses)
+    whole = [not isinstance(side, str) and side and side[0]["role"] != "assistant" for side in responses]
+    if isinstance(prompt, str) and all(whole):
+        return conversations(*responses)
     if isinstance(prompt, str) and not prompt.strip():
         raise RefusedError("empty")
-    sides = [[{"role": "assistant", "content": s}] if isinstance(s, str) else s for s in (chosen, rejected)]
+    sides = [[{"role": "assistant", "content": s}] if isinstance(s, str) else s for s in responses]
     return ([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt), sides
+
+
+def ranking(row: dict[str, Any], keep: bool) -> tuple[Any, list[Any], list[float], bool]:
+    if not isinstance(row["responses"], list):
+        raise RefusedError("non_string")
+    if not 2 <= len(row["responses"]) <= 256:
+        raise RefusedError("response_count")
+    prompt, *responses = (text_of(value) for value in (row["prompt"], *row["responses"]))
+    rated, ranked = (numbers_of(row.get(name), len(responses)) for name in ("ratings", "ranks"))
+    if rated is None and ranked is None:
+        raise RefusedError("bad_number")
+    scores = rated if rated is not None else [-rank for rank in ranked]
+    for left, right in itertools.permutations(range(len(responses)), 2):
+        if ranked is not None and (scores[left] > scores[right]) != (ranked[left] < ranked[right]):
+            raise RefusedError("ranking_differs")
+    prompt, responses = answers(prompt, *responses)
+    if len(set(scores)) == 1 and not keep:
+        raise RefusedError("tie")
+    return prompt, responses, scores, rated is not None
+
+
+def numbers_of(values: Any, count: int) -> list[float] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != count or any(value is None for value in values):
+        raise RefusedError("bad_number")
+    return [number_of({"each": value}, "each") for value in values]
 
 
 def implicit(row: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -208,28 +295,28 @@ def transcript(text: str) -> list[dict[str, str]]:
     ]
 
 
-def ratings(row: dict[str, Any], summarize: bool) -> tuple[Any, list[Any], float]:
+def ratings(row: dict[str, Any], summarize: bool, keep: bool) -> tuple[Any, list[Any], list[float]]:
     ratings = [number_of(row, "conv_A_rating"), number_of(row, "conv_B_rating")]
     if None in ratings:
         raise RefusedError("bad_number")
     sides = [messages_of(row["conv_A"]), messages_of(row["conv_B"])]
-    if ratings[0] == ratings[1]:
+    if ratings[0] == ratings[1] and not keep:
         raise RefusedError("tie")
     if ratings[0] < ratings[1]:
         sides.reverse()
+        ratings.reverse()
     for side in sides if summarize else []:
         for message in [message for message in side if message["role"] == "user"][:1]:
             message["content"] = SUMMARIZE + message["content"].strip()
-    prompt, responses = conversations(*sides)
-    return prompt, responses, abs(ratings[0] - ratings[1])
+    return *conversations(*sides), ratings
 
 
-def conversations(chosen: list[Any], rejected: list[Any]) -> tuple[Any, list[Any]]:
-    if not chosen or not rejected:
+def conversations(*sides: list[Any]) -> tuple[Any, list[Any]]:
+    if not all(sides):
         raise RefusedError("empty")
-    if chosen[:-1] != rejected[:-1]:
+    if any(side[:-1] != sides[0][:-1] for side in sides):
         raise RefusedError("prompt_differs")
-    return chosen[:-1], [chosen[-1:], rejected[-1:]]
+    return sides[0][:-1], [side[-1:] for side in sides]
 
 
 def check(pair: Pair) -> None:
@@ -238,7 +325,7 @@ def check(pair: Pair) -> None:
             check_turns(pair.prompt, response)
         elif not response.strip():
             raise RefusedError("empty")
-    if pair.responses[0] == pair.responses[1]:
+    if any(left == right for left, right in itertools.combinations(pair.responses, 2)):
         raise RefusedError("identical")
 
 

@@ -30,14 +30,15 @@ class Written:
     def files(self) -> dict[str, bytes]:
         """The files of the store, byte by byte."""
         tokens, segments, groups, starts, comparisons, rows = [], [0], [0, 0], [], b"", b""
-        for count, group in enumerate(self.groups, 1):
+        for group in self.groups:
             pair = group.pair
             for segment in [group.responses[0][: group.shared], *(ids[group.shared :] for ids in group.responses)]:
                 tokens += segment
                 segments.append(len(tokens))
-            groups += [len(segments) - 1, count]
             starts += group.starts
-            comparisons += struct.pack("<QIIfff", pair.row, 0, 1, pair.label, pair.margin, pair.weight)
+            for better, worse, label, margin in pair.comparisons():
+                comparisons += struct.pack("<QIIfff", pair.row, better, worse, label, margin, pair.weight)
+            groups += [len(segments) - 1, len(comparisons) // 28]
             names = ("row", "id", "source", "category", "flipped")
             line = json.dumps({name: getattr(pair, name) for name in names}, ensure_ascii=False, separators=(",", ":"))
             rows += line.encode() + b"\n"
@@ -72,6 +73,8 @@ def write(reading: Reading, tokenizer: Tokenizer, texts: list[Any], boundaries: 
         "refused": {reason: sorted(rows) for reason, rows in refused.items()},
         "noted": {finding: rows for finding, rows in noted.items() if rows},
         "flipped": sum(group.pair.flipped for group in groups),
+        "comparisons": sum(len(group.pair.comparisons()) for group in groups),
+        "ties": sum(label == 0.5 for group in groups for *_, label, _ in group.pair.comparisons()),
         "tokens": sum(g.shared + sum(len(ids) - g.shared for ids in g.responses) for g in groups),
         "shared_tokens": sum(group.shared for group in groups),
         "max_tokens": max((len(ids) for group in groups for ids in group.responses), default=0),
@@ -91,13 +94,13 @@ def encode(pair: Pair, tokenizer: Tokenizer, texts: list[str], boundaries: list[
         appended = [append] if append is not None and encoding.ids[-1] != append else []
         responses.append(encoding.ids + appended)
         starts.append(after[0])
-    if responses[0] == responses[1]:
+    if len(set(map(tuple, responses))) < len(responses):
         raise RefusedError("identical")
     cut = max(map(len, responses)) - (options.get("max_length") or 10**9)
     if cut > 0:
         responses, starts = truncate(tokenizer, responses, starts, cut, options.get("on_overlong", "drop"))
     shortest = min(map(len, responses))
-    shared = next(n for n in range(shortest - 1, -1, -1) if responses[0][:n] == responses[1][:n])
+    shared = next(n for n in range(shortest - 1, -1, -1) if len({tuple(ids[:n]) for ids in responses}) == 1)
     return Group(pair, shared, responses, starts)
 
 
@@ -107,7 +110,7 @@ def truncate(tokenizer: Tokenizer, responses: Any, starts: Any, cut: int, policy
     if policy != "truncate_prompt" or any(keep + cut > start for keep, start in zip(kept, starts, strict=True)):
         raise RefusedError("over_length")
     responses = [ids[:keep] + ids[keep + cut :] for keep, ids in zip(kept, responses, strict=True)]
-    if responses[0] == responses[1]:
+    if len(set(map(tuple, responses))) < len(responses):
         raise RefusedError("identical_after_truncation")
     return responses, [start - cut for start in starts]
 
@@ -137,10 +140,11 @@ def pack(groups: list[Group], counts: list[float]) -> dict[str, np.ndarray]:
                 lists["response_L"].append(len(lists["last_N"]))
             lists["last_N"].append(where[-1])
             lists["group_N"].append(place)
-        values = {"better_C": first, "worse_C": first + 1, "group_C": place, "row_C": pair.row}
-        values |= {"label_C": pair.label, "margin_C": pair.margin, "weight_C": pair.weight}
-        for name, value in values.items():
-            lists[name].append(value)
+        for better, worse, label, margin in pair.comparisons():
+            values = {"better_C": first + better, "worse_C": first + worse, "group_C": place, "row_C": pair.row}
+            values |= {"label_C": label, "margin_C": margin, "weight_C": pair.weight}
+            for name, value in values.items():
+                lists[name].append(value)
         lists["count_G"].append(counts[place])
     floats = {"label_C", "margin_C", "weight_C", "count_G"}
     names = (

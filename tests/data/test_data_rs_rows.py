@@ -24,6 +24,10 @@ def feedback(a, b, rating_a, rating_b, source="x"):
     return {"conv_A": a, "conv_B": b, **ratings, "source": source, "id": 7}
 
 
+def ranked(responses="abc", **columns):
+    return {"prompt": "p", "responses": list(responses), **columns}
+
+
 @pytest.mark.parametrize(
     ("row", "prompt", "responses"),
     [
@@ -67,7 +71,7 @@ def test_unified_feedback_columns():
     pairs, reading = agree(lines(*rows), paper_text=True)
     assert pairs.refused == {"tie": [2], "bad_number": [4, 5]}
     assert pairs.group(0) == ([user("post")], [[assistant("B")], [assistant("A")]])
-    assert [pair.margin for pair in reading.pairs] == [3.5, 1.0]
+    assert [pair.comparisons() for pair in reading.pairs] == [[(0, 1, 1.0, 3.5)], [(0, 1, 1.0, 1.0)]]
     assert pairs.group(1)[0] == [user("Generate one-sentence summary for the following post: x")]
     plain, _ = agree(lines(*rows))
     assert plain.group(1)[0] == [user(" x ")]
@@ -77,7 +81,67 @@ def test_unified_feedback_columns():
 def test_preference_700k_columns():
     row = CHAT | {"chosen_score": 0.9, "rejected_score": 0.25}
     _, reading = agree(lines(row, CHAT | {"chosen_score": None, "rejected_score": None}, row | {"margin": 2}))
-    assert [pair.margin for pair in reading.pairs] == pytest.approx([0.65, 0.0, 2.0])
+    margins = [margin for pair in reading.pairs for *_, margin in pair.comparisons()]
+    assert margins == pytest.approx([0.65, 0.0, 2.0])
+
+
+def test_a_ranking_is_one_group_of_all_its_comparisons():
+    rows = [
+        ranked(ratings=[1, 4.5, 1], weight=2, soft_label=0.75),
+        ranked("xyz", ranks=[2, 1, 3]),
+        ranked("de", ratings=[1, 2], ranks=[9, 3], margin=7),
+    ]
+    for on_tie, first in (("drop", []), ("keep", [(0, 2, 0.5, 0.0)])):
+        pairs, reading = agree(lines(*rows), on_tie=on_tie)
+        assert pairs.group(0) == ("p", ["a", "b", "c"])
+        assert [sorted(each.comparisons()) for each in reading.pairs] == [
+            sorted([(1, 0, 0.75, 3.5), (1, 2, 0.75, 3.5), *first]),
+            [(0, 2, 1.0, 0.0), (1, 0, 1.0, 0.0), (1, 2, 1.0, 0.0)],
+            [(1, 0, 1.0, 7.0)],
+        ]
+        assert pairs.noted == ({"tie": [1]} if on_tie == "drop" else {})
+
+
+def test_responses_of_a_ranking_are_text_or_messages():
+    turns = [user("q"), assistant("a"), user("r")]
+    rows = [
+        ranked(["a", [assistant("b")], "c"], ranks=[1, 2, 3]),
+        ranked([[*turns, assistant(word)] for word in "abc"], ranks=[1, 2, 3]),
+        ranked([[*turns, assistant("a")], [user("q"), assistant("b")], [*turns, assistant("c")]], ranks=[1, 2, 3]),
+    ]
+    pairs, _ = agree(lines(*rows))
+    assert pairs.group(0) == ([user("p")], [[assistant(word)] for word in "abc"])
+    assert pairs.group(1) == (turns, [[assistant(word)] for word in "abc"])
+    assert pairs.refused == {"prompt_differs": [3]}
+
+
+def test_ties_are_kept_where_asked_for():
+    a, b = [user("post"), assistant("A")], [user("post"), assistant("B")]
+    rows = [feedback(a, b, 3, 3.0), ranked(ratings=[2, 2, 2]), ranked(ranks=[1, 1, 1])]
+    pairs, _ = agree(lines(*rows))
+    assert (pairs.refused, len(pairs)) == ({"tie": [1, 2, 3]}, 0)
+    pairs, reading = agree(lines(*rows), on_tie="keep")
+    assert pairs.group(0) == ([user("post")], [[assistant("A")], [assistant("B")]])
+    assert [each.comparisons()[0] for each in reading.pairs] == [(0, 1, 0.5, 0.0)] * 3
+    assert pairs.noted == {"duplicate": [3]}
+
+
+def test_comparisons_seen_before_are_found_in_rankings_and_pairs():
+    rows = [
+        ranked(ratings=[3, 2, 1]),
+        {"prompt": "p", "chosen": "a", "rejected": "c"},  # as in row 1
+        {"prompt": "p", "chosen": "c", "rejected": "b"},  # the other way round
+        {"prompt": "p", "chosen": "c", "rejected": "b", "soft_label": 0.2},  # as in row 1
+        {"prompt": "p", "chosen": "c", "rejected": "b", "soft_label": 0.5},  # a tie is no side
+        {"prompt": "p", "chosen": "b", "rejected": "c", "soft_label": 0.5},  # the same tie
+        ranked("bca", ranks=[2, 3, 1]),  # row 1 in another order
+        ranked("abz", ratings=[1, 2, 3]),  # one of three the other way round
+        ranked("abq", ratings=[2, 1, 3]),  # one of three as in row 1, and the other way round than in row 8
+    ]
+    pairs, _ = agree(lines(*rows))
+    assert pairs.noted == {"duplicate": [2, 4, 6, 7], "contradiction": [3, 8, 9]}
+    pairs, _ = agree(lines(*rows), on_duplicate="drop", on_contradiction="drop")
+    assert pairs.refused == {"duplicate": [2, 4, 6, 7], "contradiction": [3, 8]}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +179,25 @@ def test_preference_700k_columns():
         (TEXT | {"margin": float("nan")}, "bad_number"),
         (TEXT | {"weight": float("inf")}, "bad_number"),
         (json.dumps(TEXT | {"margin": 1}).replace(": 1}", ": -1e999}"), "bad_number"),
+        (ranked(), "unknown_columns"),
+        (ranked("a", ratings=[1]), "response_count"),
+        (ranked("", ratings=[]), "response_count"),
+        (ranked(map(str, range(257)), ratings=[1] * 257), "response_count"),
+        (ranked(["a", 1], ratings=[1, 2]), "non_string"),
+        (ranked(ratings=[1, 2, 3]) | {"responses": "abc"}, "non_string"),
+        (ranked(ratings=[1, 2, 3]) | {"prompt": None}, "non_string"),
+        (ranked(ratings=[1, 2]), "bad_number"),
+        (ranked(ratings=[1, 2, None]), "bad_number"),
+        (ranked(ratings=[1, 2, True]), "bad_number"),
+        (ranked(ratings=[1, 2, float("nan")]), "bad_number"),
+        (ranked(ratings=None, ranks=None), "bad_number"),
+        (ranked(ratings=3), "bad_number"),
+        (ranked(ratings=[1e308, -1e308, 0]), "bad_number"),
+        (ranked(ratings=[1, 2, 3], ranks=[3, 2, 2]), "ranking_differs"),
+        (ranked(ratings=[1, 2, 3], ranks=[1, 2, 3]), "ranking_differs"),
+        (ranked("aba", ratings=[1, 2, 3]), "identical"),
+        (ranked(["a", " ", "c"], ratings=[1, 2, 3]), "empty"),
+        (ranked(["a", [user("b")], "c"], ratings=[1, 2, 3]), "role_order"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_reason(row, reason):
@@ -144,9 +227,11 @@ def test_the_first_row_must_be_a_pair():
     assert len(read_pairs(b"", {})) == 0
 
 
-@pytest.mark.parametrize("options", [{"strides": 2}, {"stride": 0}, {"flip": 1.5}, {"on_bad_row": "keep"}])
+@pytest.mark.parametrize(
+    "options", [{"strides": 2}, {"stride": 0}, {"flip": 1.5}, {"on_bad_row": "keep"}, {"on_tie": "x"}]
+)
 def test_wrong_options_are_named(options):
-    with pytest.raises(DataError, match=r"stride|flip|keep"):
+    with pytest.raises(DataError, match=r"stride|flip|keep|drop"):
         read_pairs(lines(TEXT), options)
 
 
@@ -249,12 +334,24 @@ ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=9) | st.fixed_
 )
 
 
+SCORES = st.lists(st.sampled_from([0, 1, 2.5]), min_size=2, max_size=4)
+RANKINGS = st.fixed_dictionaries(
+    {"prompt": st.sampled_from(["q", "r"]) | VALUES, "responses": st.lists(TEXTS | MESSAGES, max_size=4) | VALUES},
+    optional={"ratings": SCORES | VALUES, "ranks": SCORES, "soft_label": st.floats(0, 1), "margin": st.floats(-2, 2)},
+) | st.builds(
+    lambda words, scores, name: {"prompt": "q", "responses": words[: len(scores)], name: scores[: len(words)]},
+    st.permutations(["a", "b", "c", "d"]),
+    SCORES,
+    st.sampled_from(["ratings", "ranks"]),
+)
+
+
 @settings(deadline=None, max_examples=200)
-@given(rows=st.lists(ROWS, max_size=8), stride=st.integers(1, 3))
+@given(rows=st.lists(ROWS | RANKINGS, max_size=8), stride=st.integers(1, 3))
 def test_any_rows_agree_with_the_oracle(rows, stride):
     data = lines({"chosen": "x y", "rejected": "x z"}, *rows)
     agree(data, stride=stride, flip=0.5)
-    agree(data, on_duplicate="drop", on_contradiction="drop")
+    agree(data, on_duplicate="drop", on_contradiction="drop", on_tie="keep", flip=0.5)
 
 
 @settings(deadline=None, max_examples=200)

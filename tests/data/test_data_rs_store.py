@@ -40,7 +40,7 @@ def sentence(random, words):
 
 
 def make_rows(count, seed=0):
-    """Pairs of all formats, with templates that refuse, equal tokens, sources, margins and labels."""
+    """Pairs and rankings of all formats, with templates that refuse, equal tokens, sources, margins and labels."""
     random = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -57,6 +57,11 @@ def make_rows(count, seed=0):
             {"prompt": turns, "chosen": chosen, "rejected": rejected, "weight": 0.5, "soft_label": 0.75, "source": "s"},
             {"chosen": prompt + " " + chosen, "rejected": prompt + " " + rejected, "category": "c\n\u2028"},
             {"prompt": [user("refuse this" if number % 5 == 0 else "q")], "chosen": "CAT", "rejected": f"cat{number}"},
+            {
+                "prompt": prompt if number % 2 else "",
+                "responses": ["no", "yes", "the cat", chosen][: 3 + number % 2],
+                "ratings": random.integers(0, 3, 3 + number % 2).tolist(),
+            },
         ]
     return lines(*rows)
 
@@ -108,11 +113,14 @@ def compare_pack(store, written, groups):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_store_is_the_oracles(tmp_path, tokenizers, name, options):
     tokenizer = tokenizers[name]
-    pairs, reading = agree(make_rows(40), flip=0.3, flip_seed=2, on_duplicate="drop")
+    on_tie = "keep" if options else "drop"
+    pairs, reading = agree(make_rows(40), flip=0.3, flip_seed=2, on_duplicate="drop", on_tie=on_tie)
     report = write_store(tmp_path / "store", pairs, tokenizer, chunk=17, **options)
     texts, boundaries = render_all(pairs)
     compare(tmp_path / "store", oracle_store.write(reading, tokenizer, texts, boundaries, **options), report)
     assert report["used"] > 20
+    assert report["comparisons"] > report["used"]
+    assert bool(report["ties"]) == (on_tie == "keep")
     assert report["refused"]["template"]
     if "on_overlong" in options:
         assert report["refused"]["over_length"]

@@ -76,6 +76,7 @@ def test_equal_content_is_prepared_once(pairs, byte_tokenizer, tmp_path, cache):
         {"on_bad_row": "raise"},
         {"on_duplicate": "drop"},
         {"on_contradiction": "drop"},
+        {"on_tie": "keep"},
         {"stride": 2},
         {"offset": 1},
         {"limit": 5},
@@ -355,3 +356,37 @@ def test_another_end_token_makes_another_store(byte_tokenizer, tmp_path, cache):
         int(arrays(prepare(source, str(folder), options).store)["target_L"][-1]) for folder in (byte_tokenizer, other)
     ]
     assert ends == [1, 0]
+
+
+def test_a_ranking_shares_its_prompt_once_and_keeps_its_order(byte_tokenizer, tmp_path):
+    ranking = {"prompt": "why?", "responses": ["not so", "so", "it was so"], "ratings": [1, 3, 1], "id": "k"}
+    source = write(tmp_path / "pairs.jsonl", [ROWS[0], ranking])
+    found = prepare(source, str(byte_tokenizer), PrepareOptions(on_tie="keep"))
+    assert (found.report["used"], found.report["comparisons"], found.report["ties"]) == (2, 4, 1)
+    (batch,) = GroupLoader(found.store, 2)
+    assert batch.better_C.tolist() == [0, 3, 2, 3]
+    assert batch.worse_C.tolist() == [1, 2, 4, 4]
+    assert batch.label_C.tolist() == [1.0, 1.0, 0.5, 1.0]
+    assert batch.margin_C.tolist() == [0.0, 2.0, 0.0, 2.0]
+    assert not batch.paired
+    decode = AutoTokenizer.from_pretrained(byte_tokenizer).decode
+    assert [decode(batch.target_L[batch.response_L == n]) for n in (2, 3, 4)] == [
+        f"{response}<|end|>" for response in ranking["responses"]
+    ]
+    prompts = [s for s in batch.layout.prefix if s >= 0]
+    assert prompts == [0, 0, 3, 3, 3]
+    assert decode(batch.input_ids_T).count("why?") == 1
+
+
+def test_soft_labels_and_dropped_ties_are_accounted_for(byte_tokenizer, tmp_path):
+    rows = [
+        ROWS[0] | {"soft_label": 0.5},
+        ROWS[1] | {"soft_label": 0.75},
+        {"prompt": "q", "responses": ["a", "b", "c"], "ranks": [1, 2, 2]},
+        {"prompt": "q", "responses": ["d", "e"], "ranks": [1, 1]},
+    ]
+    found = prepare(write(tmp_path / "pairs.jsonl", rows), str(byte_tokenizer), PrepareOptions())
+    assert found.report["refused"] == {"tie": [4]}
+    assert found.report["noted"] == {"tie": [3]}
+    assert (found.report["used"], found.report["comparisons"], found.report["ties"]) == (3, 4, 1)
+    assert arrays(found.store)["label_C"].tolist() == [0.5, 0.75, 1.0, 1.0]

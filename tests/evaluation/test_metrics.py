@@ -8,6 +8,7 @@ import torch
 from grmlight.evaluation import LongerWins, PairFigures, pair_metrics, wilson_interval
 from grmlight.models.outputs import Outputs
 from tests.batches import pair_batch
+from tests.reference.packing import pack_groups
 
 
 def outputs(rewards):
@@ -50,6 +51,21 @@ def test_equal_lengths_count_one_half_and_nothing_is_nan():
     found = empty.compute()
     assert math.isnan(float(found["longer_wins"]))
     assert "accuracy" not in found
+
+
+def test_comparisons_of_a_group_are_counted_and_so_are_the_groups_they_come_from():
+    batch = pack_groups(
+        [[[1, 5], [1, 6, 7], [1, 8, 9, 9]], [[2, 3], [2, 4]], [[3, 4], [3, 5, 5]]],
+        comparisons=[[(0, 1), (0, 2), (2, 1)], [(0, 1)], [(1, 0)]],
+        labels=[[1.0, 1.0, 1.0], [0.5], [1.0]],
+        counts=[1.0, 1.0, 0.0],
+    )
+    metrics = pair_metrics("")
+    metrics.update(outputs([3.0, 2.0, 4.0, 0.0, 1.0, 0.0, 1.0]), batch)
+    found = metrics.compute()
+    assert (float(found["pairs"]), float(found["groups"])) == (3.0, 1.0)
+    assert float(found["accuracy"]) == pytest.approx(2 / 3)
+    assert float(found["longer_wins"]) == pytest.approx(1 / 3)
 
 
 def test_wilson_interval_is_the_published_one():

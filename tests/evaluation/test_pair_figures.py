@@ -9,6 +9,7 @@ import torch
 from grmlight.evaluation import pair_figures, pair_sums, pair_values
 from grmlight.evaluation.pair_figures import BINS, FIGURES
 from tests.batches import pair_batch
+from tests.reference.packing import pack_groups
 
 
 def mean(values):
@@ -35,13 +36,17 @@ def ece(pairs):
     return sum(len(each) / len(pairs) * abs(mean(each)) for each in bins if each)
 
 
-def reference(pairs):
-    """Every figure of (better, worse, label, tokens of better, tokens of worse)."""
+def reference(pairs, responses=None):
+    """Every figure of (better, worse, label, tokens of better, tokens of worse); ties enter the calibration alone.
+
+    `responses` are (reward, tokens), where they are not just those of the pairs.
+    """
     sure = [(b > w) if label > 0.5 else (b < w) for b, w, label, *_ in pairs if label != 0.5 and b != w]
     halves = sum(label != 0.5 and b == w for b, w, label, *_ in pairs)
-    better, worse = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    rewards = better + worse
-    tokens = [pair[3] for pair in pairs] + [pair[4] for pair in pairs]
+    sides = [(b, w) if label > 0.5 else (w, b) for b, w, label, *_ in pairs if label != 0.5]
+    better, worse = [side[0] for side in sides], [side[1] for side in sides]
+    responses = responses or [(p[0], p[3]) for p in pairs] + [(p[1], p[4]) for p in pairs]
+    rewards, tokens = [response[0] for response in responses], [response[1] for response in responses]
     covariance = mean([(r - mean(rewards)) * (t - mean(tokens)) for r, t in zip(rewards, tokens, strict=True)])
     return {
         "accuracy": (sum(sure) + halves / 2) / (len(sure) + halves),
@@ -102,8 +107,28 @@ def test_what_is_not_defined_is_left_out():
     assert pair_figures(empty.tolist()) == {}
     alike = pair_sums(list(packs([(0.1, 0.1, 0.5, 4, 4)] * 7, [7])))
     found = pair_figures(alike.tolist())
-    assert set(FIGURES) - found.keys() == {"accuracy", "length_correlation"}
-    assert found["ece"] == found["margin"] == 0.0
+    assert found == {"ece": 0.0}
+    side = pair_sums(list(packs([(0.1, 0.4, 0.0, 4, 4)], [1])))
+    assert pair_figures(side.tolist())["margin"] == pytest.approx(0.3)
+
+
+def test_figures_of_rankings_count_each_comparison_and_each_response_once():
+    numbers = random.Random(2)
+    groups = [[[number] * numbers.randint(2, 9) for number in range(size)] for size in (3, 2, 4)]
+    comparisons = [[(0, 1), (2, 0), (2, 1)], [(1, 0)], [(a, b) for a in range(4) for b in range(a + 1, 4)]]
+    labels = [[1.0, 0.5, 0.75], [1.0], [0.5, 1.0, 1.0, 0.25, 1.0, 1.0]]
+    batch = pack_groups(groups, [[0] * len(group) for group in groups], comparisons, labels)
+    rewards = [torch.tensor(numbers.gauss(0, 1)).item() for _ in range(9)]
+    found = pair_figures(pair_sums([pair_values(torch.tensor(rewards), batch)]).tolist())
+    tokens = [len(sequence) - 1 for group in groups for sequence in group]
+    first = [0, 3, 5]
+    flat = [
+        (*(rewards[start + side] for side in pair), label, 0, 0)
+        for start, pairs, weights in zip(first, comparisons, labels, strict=True)
+        for pair, label in zip(pairs, weights, strict=True)
+    ]
+    for name, value in reference(flat, list(zip(rewards, tokens, strict=True))).items():
+        assert found[name] == pytest.approx(value, rel=1e-7, abs=1e-9), name
 
 
 def test_rewards_that_are_not_finite_are_no_crash():

@@ -7,5 +7,5 @@ mod reader;
 mod writer;
 
 pub use manifest::{Counts, SCHEMA};
-pub use reader::{Comparison, RowInfo, Store};
+pub use reader::{RowInfo, Store};
 pub use writer::StoreWriter;

@@ -11,23 +11,7 @@ use super::manifest::{
     COMPARISON_BYTES, COMPARISONS, Checked, Counts, FILES, GROUPS, MANIFEST, ROWS, SCHEMA, SEGMENTS, STARTS, TOKENS,
 };
 use crate::error::{Error, Result};
-
-/// Which response of a group is better.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Comparison {
-    /// Row in the input.
-    pub row: u64,
-    /// Index of the better response in its group.
-    pub better: u32,
-    /// Index of the worse one.
-    pub worse: u32,
-    /// Probability that it is better.
-    pub label: f32,
-    /// Strength of the preference.
-    pub margin: f32,
-    /// Weight in the objective.
-    pub weight: f32,
-}
+use crate::record::Comparison;
 
 /// Where a group came from.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::options::{BadRow, Overlong, WriteOptions};
 use crate::pairs::Pairs;
 use crate::reason::Reason;
-use crate::record::Record;
+use crate::record::{Comparison, Record};
 use crate::report::Reporter;
 
 /// Builds a store; nothing is at its place before [`StoreWriter::finish`].
@@ -90,7 +90,8 @@ impl StoreWriter {
             if let Ok(texts) = rendered
                 && texts.len() != record.responses.len()
             {
-                let problem = format!("row {}: {} texts for 2 responses", record.row, texts.len());
+                let (row, responses) = (record.row, record.responses.len());
+                let problem = format!("row {row}: {} texts for {responses} responses", texts.len());
                 return Err(Error::Argument(problem));
             }
         }
@@ -167,7 +168,7 @@ impl StoreWriter {
             self.files.starts.write(&(response.start as u64).to_le_bytes())?;
             self.counts.responses += 1;
         }
-        self.store_comparison(record)?;
+        record.comparisons.iter().try_for_each(|comparison| self.store_comparison(comparison))?;
         self.counts.groups += 1;
         self.files.groups.write(&(self.counts.groups + self.counts.responses).to_le_bytes())?;
         self.files.groups.write(&self.counts.comparisons.to_le_bytes())?;
@@ -176,6 +177,8 @@ impl StoreWriter {
         let report = self.reporter.counts();
         report.used += 1;
         report.flipped += u64::from(record.flipped);
+        report.comparisons += record.comparisons.len() as u64;
+        report.ties += record.comparisons.iter().filter(|one| one.label.total_cmp(&0.5).is_eq()).count() as u64;
         report.tokens += self.counts.tokens - before;
         report.shared_tokens += group.shared as u64;
         report.max_tokens = report.max_tokens.max(longest as u64);
@@ -189,13 +192,13 @@ impl StoreWriter {
         self.files.segments.write(&self.counts.tokens.to_le_bytes())
     }
 
-    fn store_comparison(&mut self, record: &Record) -> Result<()> {
+    fn store_comparison(&mut self, comparison: &Comparison) -> Result<()> {
         let file = &mut self.files.comparisons;
-        file.write(&record.row.to_le_bytes())?;
-        for index in [0u32, 1] {
+        file.write(&comparison.row.to_le_bytes())?;
+        for index in [comparison.better, comparison.worse] {
             file.write(&index.to_le_bytes())?;
         }
-        for value in [record.label, record.margin, record.weight] {
+        for value in [comparison.label, comparison.margin, comparison.weight] {
             file.write(&value.to_le_bytes())?;
         }
         self.counts.comparisons += 1;

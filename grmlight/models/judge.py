@@ -1,0 +1,236 @@
+"""Judge: any causal LM as a scorer of answers, by the log-odds of the tokens A and B. A baseline without training.
+
+Notable decisions:
+
+- Every two answers are asked about in both orders, and the mean counts: a preference for a place cancels exactly.
+- All questions about a prompt are one group of a pack, so what they begin with is computed once.
+- What is asked, and so every score, depends on the texts alone: questions are sorted before they are packed, so that
+  swapped answers give bit for bit the negated scores.
+- Suffixes: Q questions, K answers to a prompt, F tokens that stand for a letter, H hidden size.
+
+Source: Zheng et al. 2023 (LLM as a judge; swapped positions).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from grmlight.data.batch import GroupBatch, Layout
+from grmlight.data.files import write_json, write_whole
+from grmlight.data.texts import TextGroup
+from grmlight.data.tokenizer import load_tokenizer
+from grmlight.models import gate
+from grmlight.models.attention import PACKED
+from grmlight.models.backbone import BackboneConfig, decoder, language_head, load_backbone, read_config
+from grmlight.models.hidden import packed_states, rotary_limit
+from grmlight.models.judge_prompt import TEMPLATE, JudgePrompt
+from grmlight.models.logprobs import LogitTransform, chunk_logits
+from grmlight.models.modes import evaluating
+from grmlight.models.padded import padded_states
+
+KIND = "judge"
+_OPTIONS_FILE, _TEMPLATE_FILE = "grmlight.json", "template.txt"
+
+
+class Judge(nn.Module):
+    """A causal LM that says which of two answers is better.
+
+    Args:
+        name: a hub name, a folder, or `package:MODULE/PATH`, with the LM and its tokenizer.
+        template: see `JudgePrompt`.
+        dtype: of the weights: "float32" or "bfloat16".
+        tokens_per_batch: tokens of one forward, at most, unless a single group has more; scores do not depend on it.
+
+    Raises:
+        ValueError: a model, tokenizer or template that cannot be used, in one line.
+    """
+
+    def __init__(
+        self, name: str, template: str = TEMPLATE, dtype: str = "float32", tokens_per_batch: int = 16_384
+    ) -> None:
+        super().__init__()
+        self.name, self.tokens_per_batch = name, tokens_per_batch
+        self.prompt = JudgePrompt(load_tokenizer(name), template)
+        self._backbone = BackboneConfig(name=name, dtype=dtype, frozen=True)  # pyright: ignore[reportArgumentType]
+        config = read_config(self._backbone)
+        passed = gate.packs(config)
+        self.packed = passed.ok
+        lm = load_backbone(self._backbone, config, PACKED if self.packed else None)
+        assert isinstance(lm, PreTrainedModel)
+        self.lm = lm.eval()
+        fault = "" if self.packed else gate.pads(config)
+        if gate.padding_fault(self.lm) if fault is None else fault:
+            raise ValueError(f"{name} can be neither packed nor padded exactly; choose another model as a judge")
+        if not (gate.logps_agree(lm) if passed.logps is None else passed.logps):
+            raise ValueError(f"{name} computes its logits in a way that grmlight does not know; choose another judge")
+        text = config.get_text_config(decoder=True)
+        limits = rotary_limit(config), getattr(text, "max_position_embeddings", None)
+        self._longest = min((limit for limit in limits if limit is not None), default=None)
+        self._transform = LogitTransform.of(config)
+
+    def score(self, groups: Sequence[TextGroup]) -> list[list[float]]:
+        """For each group a reward an answer, in the order given.
+
+        With d[i, j] the log-odds that answer i is better than j, the mean of both orders, in nats, reward i is the mean
+        of d[i, j] over all K answers j (d[i, i] = 0): the scores whose differences fit d best in least squares. Two
+        answers get d / 2 and -d / 2, so the Bradley-Terry probability of their difference is the judge's own.
+
+        Raises:
+            ValueError: a question longer than the model's positions; names the group.
+        """
+        questions = self._questions(groups)
+        for number, asked in enumerate(questions, 1):
+            longest = max(map(len, asked.values()), default=0)
+            if self._longest is not None and longest > self._longest:
+                raise ValueError(
+                    f"group {number} makes a question of {longest} tokens and {self.name} takes {self._longest}; "
+                    "leave it out or choose a judge of more positions"
+                )
+        found = self._answer({tuple(sorted({*map(tuple, asked.values())})) for asked in questions if asked})
+        return [
+            _rewards(len(group.responses), {pair: found[tuple(ids)] for pair, ids in asked.items()})
+            for group, asked in zip(groups, questions, strict=True)
+        ]
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write a folder of kind "judge": the LM's name and dtype, and the template. The LM stays where it is."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        lm = str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+        write_whole(folder / _TEMPLATE_FILE, self.prompt.template)
+        write_json(folder / _OPTIONS_FILE, {"kind": KIND, "lm": lm, "dtype": self._backbone.dtype})
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str], tokens_per_batch: int = 16_384) -> Self:
+        """Open a folder of kind "judge": `grmlight.json` with `kind` and `lm`, and `template.txt` if it is not ours.
+
+        Raises:
+            ValueError: no such folder, or a model that cannot be used; one line.
+        """
+        path = Path(directory) / _OPTIONS_FILE
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            if entries.get("kind") != KIND or not isinstance(entries.get("lm"), str):
+                raise ValueError('it needs "kind": "judge" and "lm": a folder or a hub name')  # noqa: TRY301
+            template = path.with_name(_TEMPLATE_FILE)
+            text = template.read_text(encoding="utf-8") if template.exists() else TEMPLATE
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: cannot be read as a judge ({error})") from error
+        return cls(entries["lm"], text, entries.get("dtype", "float32"), tokens_per_batch)
+
+    def _questions(self, groups: Sequence[TextGroup]) -> list[dict[tuple[int, int], list[int]]]:
+        """For each group the token ids of its questions, by (answer A, answer B)."""
+        orders = [list(itertools.permutations(range(len(group.responses)), 2)) for group in groups]
+        texts = [
+            self.prompt.render(group.prompt, group.responses[i], group.responses[j])
+            for group, pairs in zip(groups, orders, strict=True)
+            for i, j in pairs
+        ]
+        ids = iter(self.prompt.tokenize(texts))
+        return [{pair: next(ids) for pair in pairs} for pairs in orders]
+
+    @torch.inference_mode()
+    def _answer(self, groups: set[tuple[tuple[int, ...], ...]]) -> dict[tuple[int, ...], float]:
+        """The log-odds of A against B of every question."""
+        device, head = next(self.lm.parameters()).device, language_head(self.lm)
+        letters = torch.tensor([id_ for ids in self.prompt.tokens_2F for id_ in ids], device=device)
+        weight_FH, bias_F = head.weight[letters], None if head.bias is None else head.bias[letters]
+        found: dict[tuple[int, ...], float] = {}
+        with evaluating(self.lm):
+            for part in _parts(sorted(groups, key=lambda group: (-_tokens(group), group)), self.tokens_per_batch):
+                batch = question_batch(part).to(device)
+                states = (packed_states if self.packed else padded_states)(decoder(self.lm), batch)
+                logits_QF = chunk_logits(states.at_last(), weight_FH, bias_F, self._transform)
+                first_QF, second_QF = logits_QF.chunk(2, dim=1)
+                odds_Q = first_QF.logsumexp(dim=1) - second_QF.logsumexp(dim=1)
+                asked = (question for group in part for question in group)
+                found |= zip(asked, odds_Q.tolist(), strict=True)
+        return found
+
+
+def question_batch(groups: Sequence[Sequence[Sequence[int]]]) -> GroupBatch:
+    """Token sequences as a batch that only asks for the state at each one's end: nothing scored, nothing compared."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    bounds, prefix, last, owner = [0], [], [], []
+
+    def lay(segment: Sequence[int], first_position: int, seen: int) -> None:
+        tokens.extend(segment)
+        positions.extend(range(first_position, first_position + len(segment)))
+        bounds.append(len(tokens))
+        prefix.append(seen)
+
+    for number, group in enumerate(groups):
+        shared = _shared(group)
+        prompt = len(prefix)
+        lay(group[0][:shared], 0, -1)
+        for sequence in group:
+            lay(sequence[shared:], shared, prompt)
+            last.append(len(tokens) - 1)
+            owner.append(number)
+    none, no_numbers = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    return GroupBatch(
+        input_ids_T=torch.tensor(tokens),
+        positions_T=torch.tensor(positions),
+        layout=Layout(tuple(bounds), tuple(prefix), tuple(s for s, seen in enumerate(prefix) if seen >= 0)),
+        last_N=torch.tensor(last),
+        group_N=torch.tensor(owner),
+        source_L=none,
+        target_L=none,
+        response_L=none,
+        better_C=none,
+        worse_C=none,
+        group_C=none,
+        label_C=no_numbers,
+        margin_C=no_numbers,
+        weight_C=no_numbers,
+        row_C=none,
+        count_G=torch.ones(len(groups)),
+        groups_in_step=len(groups),
+    )
+
+
+def _rewards(answers: int, odds: dict[tuple[int, int], float]) -> list[float]:
+    """Rewards of K answers from the log-odds of each ordered two."""
+
+    def against(i: int, j: int) -> float:
+        return 0.0 if i == j else (odds[i, j] - odds[j, i]) / 2
+
+    return [sum(against(i, j) for j in range(answers)) / answers for i in range(answers)]
+
+
+def _shared(group: Sequence[Sequence[int]]) -> int:
+    """Leading tokens that all sequences share, one short of the shortest at most."""
+    most = min(map(len, group)) - 1
+    columns = zip(*group, strict=False)
+    return min(most, sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+
+
+def _tokens(group: Sequence[Sequence[int]]) -> int:
+    """Tokens of a group in a pack."""
+    shared = _shared(group)
+    return shared + sum(len(sequence) - shared for sequence in group)
+
+
+def _parts(groups: Sequence[tuple[tuple[int, ...], ...]], tokens: int) -> Iterator[list[tuple[tuple[int, ...], ...]]]:
+    """Groups in order, cut where a part would exceed so many tokens."""
+    part: list[tuple[tuple[int, ...], ...]] = []
+    total = 0
+    for group in groups:
+        size = _tokens(group)
+        if part and total + size > tokens:
+            yield part
+            part, total = [], 0
+        part.append(group)
+        total += size
+    if part:
+        yield part

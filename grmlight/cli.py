@@ -24,8 +24,12 @@ from grmlight.data.datamodule import PairDataModule
 from grmlight.data.files import remove, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
+from grmlight.evaluation.compare import TABLES, compare
+from grmlight.evaluation.compare_output import as_text, write_comparison
 from grmlight.evaluation.learning_curve import LearningCurve
+from grmlight.evaluation.matrix import launch_lines
 from grmlight.evaluation.predictions import PredictionWriter
+from grmlight.evaluation.run_files import read_runs
 from grmlight.evaluation.run_report import RunReport, describe_report
 from grmlight.export import SaveModel, export
 from grmlight.module import GroupModule
@@ -171,9 +175,38 @@ def run_export(arguments: list[str]) -> None:
     print(f"exported: {exported}\nmodel: {given.out}")
 
 
+def run_compare(arguments: list[str]) -> None:
+    """`compare RUN...`, or `compare --launch`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight compare",
+        description="Put runs into the papers' tables, with paired differences to the first and the published rows.",
+    )
+    parser.add_argument("runs", nargs="*", help="run directories, each RUN or LABEL=RUN; the first is compared with")
+    parser.add_argument("--table", choices=list(TABLES), help="this table alone, of those that the runs have")
+    parser.add_argument(
+        "--published",
+        choices=["matching", "all", "none"],
+        default="matching",
+        help="published rows: of the runs' own settings, all on their base models and data, or none",
+    )
+    parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--json", type=Path, help="write everything as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the tables, as .png, .svg or .pdf")
+    parser.add_argument("--launch", action="store_true", help="print the commands of the GRM paper's tables instead")
+    given = parser.parse_args(arguments)
+    if given.launch:
+        print(launch_lines())
+        return
+    tables = compare(read_runs(given.runs), given.table, given.published)
+    write_comparison(tables, given.json, given.markdown, given.plot)
+    print(as_text(tables))
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
+    "compare": ("put runs into the papers' tables", run_compare),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
 }
 

@@ -1,7 +1,7 @@
 """What a model got right, row by row: the file that a paired comparison of two runs needs.
 
 `rows-SET.json` in a run directory is one JSON object: `source`, `fingerprint` (of the source's content) and `rows`, one
-a line, each with `row`, `id`, `prompt` (a key: rows of one prompt have the same), `category`, `right` and `pairs`.
+a line, each with `row`, `prompt` (a key: rows of one prompt have the same), `right`, `pairs`, `category` and `id`.
 `right` / `pairs` is the row's accuracy; a set's accuracy is the sum of `right` over the sum of `pairs`, so both may be
 multiplied by a row's weight.
 
@@ -34,20 +34,19 @@ class Row:
     """One row of an evaluation set.
 
     Attributes:
-        row: its number in the source, from 1.
-        id: its name.
+        row: its number in the source, from 1, behind the name of its part where there are several.
         prompt: a key that rows of one prompt share; only its equality within a set means something.
         right: comparisons that the rewards order as labeled; an equal reward counts one half.
         pairs: comparisons with a labeled side.
         category: what the set calls this kind of row.
     """
 
-    row: int
-    id: str
+    row: str
     prompt: str
     right: float
     pairs: float = 1.0
     category: str = ""
+    id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +64,8 @@ def rows_file(folder: Path, name: str) -> Path:
 
 
 def write_rows(path: Path, rows: Rows) -> None:
-    """Write the file, whole or not at all, in the order of rows."""
-    ordered = sorted(rows.rows, key=lambda row: row.row)
-    lines = ",\n".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in ordered)
+    """Write the file, whole or not at all."""
+    lines = ",\n".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in rows.rows)
     head = json.dumps({"source": rows.source, "fingerprint": rows.fingerprint, "rows": []}, ensure_ascii=False)
     write_whole(path, f"{head.removesuffix(']}')}\n{lines}\n]}}\n")
 
@@ -104,7 +102,7 @@ def rows_of(counts: Float[Tensor, "C 3"], store: Store) -> list[Row]:
     described = {entry["row"]: entry for entry in store.rows()}
     keys = prompt_keys(store)
     return [
-        Row(row, str(described[row]["id"]), keys[row], right, pairs, str(described[row]["category"] or ""))
+        Row(str(row), keys[row], right, pairs, str(described[row]["category"] or ""), str(described[row]["id"]))
         for row, (right, pairs) in sorted(sums.items())
     ]
 

@@ -66,17 +66,17 @@ def test_whole_texts_without_a_shared_beginning_are_prompts_of_their_own(byte_to
 def test_rows_add_up_their_comparisons_and_leave_ties_out(store):
     counts = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 0.5, 1.0], [1.0, 0.0, 1.0]])
     first, second = rows_of(counts, store)
-    assert (first.row, first.id, first.right, first.pairs, first.category) == (1, "a", 1.0, 2.0, "x")
-    assert (second.row, second.id, second.right, second.pairs, second.category) == (2, "b", 0.5, 1.0, "")
+    assert (first.row, first.id, first.right, first.pairs, first.category) == ("1", "a", 1.0, 2.0, "x")
+    assert (second.row, second.id, second.right, second.pairs, second.category) == ("2", "b", 0.5, 1.0, "")
     assert first.prompt == second.prompt
 
 
 def test_a_file_of_rows_is_read_as_it_was_written(tmp_path):
-    rows = Rows("pärs.jsonl", "f1", [Row(2, "z", "p", 0.5, 2.0, "x"), Row(1, "ü", "p", 1.0)])
+    rows = Rows("pärs.jsonl", "f1", [Row("2", "p", 0.5, 2.0, "x", "ü"), Row("1", "p", 1.0)])
     write_rows(tmp_path / "rows-a.json", rows)
     again = read_rows(tmp_path / "rows-a.json")
     assert (again.source, again.fingerprint) == (rows.source, rows.fingerprint)
-    assert again.rows == rows.rows[::-1]
+    assert again.rows == rows.rows
     assert len((tmp_path / "rows-a.json").read_text().splitlines()) == 4
     (tmp_path / "rows-b.json").write_text('{"source": "x"}')
     with pytest.raises(ValueError, match=r"rows-b\.json: is no file of rows .*evaluate the run again"):
@@ -101,7 +101,7 @@ def test_two_processes_find_the_rows_of_one(tmp_path):
     for name in ("id", "ood_topic", "ood_template", "ood_all"):
         rows = read_rows(together / f"rows-{name}.json").rows
         assert rows == read_rows(alone / f"rows-{name}.json").rows
-        assert [row.row for row in rows] == list(range(1, 501))
+        assert [row.row for row in rows] == list(map(str, range(1, 501)))
         assert sum(row.right for row in rows) / sum(row.pairs for row in rows) == pytest.approx(
             results[name]["accuracy"]
         )

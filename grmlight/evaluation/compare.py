@@ -18,7 +18,7 @@ Mark = Literal["", "best", "second"]
 TABLES: dict[str, str] = {
     "preference": "Unified-Feedback / HHH / MT-Bench, the shape of the GRM paper's Tables 1, 2 and 7",
     "rewardbench": "RewardBench by section, the shape of its Tables 3, 4 and 5",
-    "sets": "the sets that the runs were evaluated on",
+    "sets": "The sets that the runs were evaluated on",
 }
 """The tables there are, and what heads them."""
 

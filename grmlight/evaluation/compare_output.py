@@ -16,7 +16,7 @@ from grmlight.evaluation.run_files import Run
 
 _COSTS = {"trainable_parameters": "trainable", "train_seconds": "train s", "scoring_passes": "passes"}
 _MARKS = {
-    "text": {"": "{}", "best": "{}*", "second": "{}+"},
+    "text": {"": "{} ", "best": "{}*", "second": "{}+"},
     "markdown": {"": "{}", "best": "**{}**", "second": "*{}*"},
 }
 _LEGEND = {"text": "* best, + second of the runs", "markdown": "**best**, *second* of the runs"}

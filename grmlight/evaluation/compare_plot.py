@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def plot(tables: Sequence[Table]) -> Figure:
     """A row of panels a table; diamonds are published numbers, dashes "longer wins"."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     heights = [1.2 + 0.35 * len(table.lines) for table in tables]
     widest = max(len(table.columns) for table in tables)
@@ -26,6 +27,12 @@ def plot(tables: Sequence[Table]) -> Figure:
             _draw(panel, table, place, column)
         panels[0].set_yticks(range(len(table.lines)), [line.run.label for line in table.lines])
         panels[0].invert_yaxis()
+    legend = [
+        Line2D([], [], color="C0", marker="o", label="run, 95% interval"),
+        Line2D([], [], color="C1", marker="D", markerfacecolor="none", linestyle="", label="paper"),
+        Line2D([], [], color="C7", linestyle="--", label="longer wins"),
+    ]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize="small")
     return figure
 
 

@@ -131,6 +131,34 @@ def run_trainer(arguments: list[str]) -> None:
     )
 
 
+def run_compare(arguments: list[str]) -> None:
+    """`compare RUN...`, or `compare --launch`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight compare",
+        description="Put runs into the papers' tables, with paired differences to the first and the published rows.",
+    )
+    parser.add_argument("runs", nargs="*", help="run directories, each RUN or LABEL=RUN; the first is compared with")
+    parser.add_argument("--table", choices=list(TABLES), help="this table alone, of those that the runs have")
+    parser.add_argument(
+        "--published",
+        choices=["matching", "all", "none"],
+        default="matching",
+        help="published rows: of the runs' own settings, all on their base models and data, or none",
+    )
+    parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--json", type=Path, help="write everything as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the tables, as .png, .svg or .pdf")
+    parser.add_argument("--launch", action="store_true", help="print the commands of the GRM paper's tables instead")
+    given = parser.parse_args(arguments)
+    if given.launch:
+        print(launch_lines())
+        return
+    tables = compare(read_runs(given.runs), given.table, given.published)
+    write_comparison(tables, given.json, given.markdown, given.plot)
+    print(as_text(tables))
+
+
 def run_prepare(arguments: list[str]) -> None:
     """`prepare FILE --tokenizer DIR --out DIR`."""
     parser = ArgumentParser(
@@ -173,34 +201,6 @@ def run_export(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     exported = export(given.source, given.out)
     print(f"exported: {exported}\nmodel: {given.out}")
-
-
-def run_compare(arguments: list[str]) -> None:
-    """`compare RUN...`, or `compare --launch`."""
-    parser = ArgumentParser(
-        exit_on_error=False,
-        prog="grmlight compare",
-        description="Put runs into the papers' tables, with paired differences to the first and the published rows.",
-    )
-    parser.add_argument("runs", nargs="*", help="run directories, each RUN or LABEL=RUN; the first is compared with")
-    parser.add_argument("--table", choices=list(TABLES), help="this table alone, of those that the runs have")
-    parser.add_argument(
-        "--published",
-        choices=["matching", "all", "none"],
-        default="matching",
-        help="published rows: of the runs' own settings, all on their base models and data, or none",
-    )
-    parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
-    parser.add_argument("--json", type=Path, help="write everything as JSON")
-    parser.add_argument("--plot", type=Path, help="draw the tables, as .png, .svg or .pdf")
-    parser.add_argument("--launch", action="store_true", help="print the commands of the GRM paper's tables instead")
-    given = parser.parse_args(arguments)
-    if given.launch:
-        print(launch_lines())
-        return
-    tables = compare(read_runs(given.runs), given.table, given.published)
-    write_comparison(tables, given.json, given.markdown, given.plot)
-    print(as_text(tables))
 
 
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {

@@ -81,11 +81,10 @@ def _split(given: str) -> tuple[str, Path]:
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, without a `version_0` at the end."""
-    parts = [folder.resolve().parts for folder in folders]
-    if all(len(part) > 1 and part[-1] == "version_0" for part in parts):
-        parts = [part[:-1] for part in parts]
-    depth = 1
+    """The shortest ends of the paths that tell them apart, without the `version_K` at the end where that does."""
+    whole = [folder.resolve().parts for folder in folders]
+    bare = [part[:-1] if re.fullmatch(r"version_\d+", part[-1]) else part for part in whole]
+    parts, depth = (bare, 1) if len(set(bare)) == len(set(whole)) else (whole, 2)
     while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]
@@ -101,14 +100,13 @@ def read_run(label: str, folder: Path) -> Run:
         what = "holds neither results.json nor evaluation.json" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"{folder}: is no run: {what}; name run directories (runs/NAME/version_K)")
     scores = _sets(results) | _benchmarks(evaluation)
-    config = folder / "config.yaml"
     known = {name: path for name, _ in scores if (path := rows_file(folder, name)).is_file()}
     return Run(
         label,
         folder,
         scores,
         costs=_json(folder / "costs.json"),
-        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {},
+        config=_config(folder / "config.yaml"),
         rows={name: read_rows(path) for name, path in known.items()},
     )
 
@@ -136,6 +134,16 @@ def _benchmarks(path: Path) -> dict[tuple[str, str], Score]:
         }
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no file of `grmlight evaluate` ({error}); evaluate the run again") from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{path}: is no YAML ({' '.join(str(error).split())}); remove it to compare without it"
+        ) from error
+    return found if isinstance(found, dict) else {}
 
 
 def category(name: str) -> str:

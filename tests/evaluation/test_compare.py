@@ -192,6 +192,9 @@ def test_labels_are_the_ends_of_paths_that_tell_runs_apart(tmp_path):
     assert [run.label for run in read_runs(given)] == ["x/grm", "y/grm", "y/vanilla"]
     assert [run.label for run in read_runs(given[1:])] == ["grm", "vanilla"]
     assert [run.label for run in read_runs([f"GRM={given[0]}", given[2]])] == ["GRM", "vanilla"]
+    again = make_run(tmp_path / "y/grm/version_1", {"s": rows_with(60)})
+    assert [run.label for run in read_runs([given[2], again])] == ["vanilla", "grm"]
+    assert [run.label for run in read_runs([given[1], again])] == ["grm/version_0", "grm/version_1"]
 
 
 @pytest.fixture
@@ -207,6 +210,8 @@ def two(tmp_path):
         make_run(tmp_path / f"bad-{name}", {"id": rows_with(60)})
         (tmp_path / f"bad-{name}" / name).write_text("{]")
     make_run(tmp_path / "keys", {"id": rows_with(60)})
+    make_run(tmp_path / "yaml", {"id": rows_with(60)})
+    (tmp_path / "yaml/config.yaml").write_text("a: [")
     (tmp_path / "keys/results.json").write_text('{"id": {"accuracy": 1}}')
     return tmp_path
 
@@ -226,6 +231,7 @@ def two(tmp_path):
         (["bad-results.json"], "results.json: is no JSON"),
         (["bad-rows-id.json"], "rows-id.json: is no file of rows"),
         (["keys"], "keys/results.json: is no file of results ('low')"),
+        (["yaml"], "yaml/config.yaml: is no YAML"),
         (["a", "--table", "rewardbench"], "a: no result for the table 'rewardbench'"),
         (["a", "--table", "none"], "--table"),
         (["a", "--plot", "p.txt"], "p.txt: a picture ends with .png, .svg or .pdf"),

@@ -26,10 +26,14 @@ from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
 from grmlight.evaluation.benchmarks import BENCHMARKS
 from grmlight.evaluation.command import Destinations, evaluate_model
+from grmlight.evaluation.compare import TABLES, compare
+from grmlight.evaluation.compare_output import as_text, write_comparison
 from grmlight.evaluation.group_scorer import ScoringOptions
 from grmlight.evaluation.learning_curve import LearningCurve
+from grmlight.evaluation.matrix import launch_lines
 from grmlight.evaluation.predictions import PredictionWriter
 from grmlight.evaluation.report import as_table
+from grmlight.evaluation.run_files import read_runs
 from grmlight.evaluation.run_report import RunReport, describe_report
 from grmlight.export import SaveModel, export
 from grmlight.module import GroupModule
@@ -131,6 +135,34 @@ def run_trainer(arguments: list[str]) -> None:
     )
 
 
+def run_compare(arguments: list[str]) -> None:
+    """`compare RUN...`, or `compare --launch`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight compare",
+        description="Put runs into the papers' tables, with paired differences to the first and the published rows.",
+    )
+    parser.add_argument("runs", nargs="*", help="run directories, each RUN or LABEL=RUN; the first is compared with")
+    parser.add_argument("--table", choices=list(TABLES), help="this table alone, of those that the runs have")
+    parser.add_argument(
+        "--published",
+        choices=["matching", "all", "none"],
+        default="matching",
+        help="published rows: of the runs' own settings, all on their base models and data, or none",
+    )
+    parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--json", type=Path, help="write everything as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the tables, as .png, .svg or .pdf")
+    parser.add_argument("--launch", action="store_true", help="print the commands of the GRM paper's tables instead")
+    given = parser.parse_args(arguments)
+    if given.launch:
+        print(launch_lines())
+        return
+    tables = compare(read_runs(given.runs), given.table, given.published)
+    write_comparison(tables, given.json, given.markdown, given.plot)
+    print(as_text(tables))
+
+
 def run_prepare(arguments: list[str]) -> None:
     """`prepare FILE --tokenizer DIR --out DIR`."""
     parser = ArgumentParser(
@@ -198,6 +230,7 @@ FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
     "evaluate": ("measure a model on benchmarks and pair files", run_evaluate),
+    "compare": ("put runs into the papers' tables", run_compare),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
 }
 

@@ -226,17 +226,19 @@ class RewardModule(GroupModule):
             sets = list(getattr(datamodule, f"{name}_sources", {}) or {name: ""})
             self.set_metrics[name] = [pair_metrics(_prefix(name, each), device) for each in sets]
 
-    def validation_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a pack to the metrics of its set."""
-        self._evaluate(self.set_metrics["val"][dataloader_idx], batch)
+    def validation_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add a pack to the metrics of its set; its rewards are for the callbacks."""
+        return self._evaluate(self.set_metrics["val"][dataloader_idx], batch)
 
-    def test_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a pack to the metrics of its set."""
-        self._evaluate(self.set_metrics["test"][dataloader_idx], batch)
+    def test_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add a pack to the metrics of its set; its rewards are for the callbacks."""
+        return self._evaluate(self.set_metrics["test"][dataloader_idx], batch)
 
-    def _evaluate(self, metrics: MetricCollection, batch: GroupBatch) -> None:
+    def _evaluate(self, metrics: MetricCollection, batch: GroupBatch) -> dict[str, Tensor]:
         with self._memory_errors():
-            metrics.to(self.device).update(self(batch), batch)
+            outputs = self(batch)
+            metrics.to(self.device).update(outputs, batch)
+        return {"rewards_N": outputs.rewards_N}
 
     def on_validation_epoch_end(self) -> None:
         """Log each set's metrics over the whole set."""

@@ -31,12 +31,14 @@ class Prepared:
         store: the open store.
         directory: its folder.
         report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, and token counts.
+        fingerprint: of the source's content, see `grmlight.data.source.fingerprint`.
     """
 
     source: str
     store: Store
     directory: Path
     report: dict[str, Any]
+    fingerprint: str
 
 
 def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Path | None = None) -> Prepared:
@@ -51,7 +53,8 @@ def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Pat
     Errors: ValueError in one line that names file, row or option and says what to do.
     """
     loaded = load_tokenizer(tokenizer, options.chat_template)
-    identity = _identity(source, loaded, options)
+    content = fingerprint(source)
+    identity = _identity(content, loaded, options)
     target = directory or cache_directory() / "stores" / identity[:32]
     if not (target / "manifest.json").exists():
         _write(source, loaded, options, target, identity)
@@ -61,12 +64,12 @@ def prepare(source: str, tokenizer: str, options: PrepareOptions, directory: Pat
         raise ValueError(
             f"{target}: holds a store of other data, tokenizer or options; remove it or name another folder"
         )
-    return Prepared(source, store, target, manifest["report"])
+    return Prepared(source, store, target, manifest["report"], content)
 
 
-def _identity(source: str, tokenizer: Any, options: PrepareOptions) -> str:
+def _identity(content: str, tokenizer: Any, options: PrepareOptions) -> str:
     described = {
-        "source": fingerprint(source),
+        "source": content,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "template": tokenizer.chat_template,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},

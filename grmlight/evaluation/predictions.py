@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
 from grmlight.data.files import write_whole
+from grmlight.evaluation.ranks import from_all_ranks
 from grmlight.evaluation.run_report import run_directory
 
 
@@ -87,16 +87,8 @@ class PredictionWriter(Callback):
         outputs: Any = trainer.predict_loop.predictions
         sets = [outputs] if len(datamodule.test_sources) == 1 else outputs
         for name, packs in zip(datamodule.test_sources, sets, strict=True):
-            found = _gather([prediction for pack in packs for prediction in pack])
+            found = from_all_ranks([prediction for pack in packs for prediction in pack])
             if trainer.is_global_zero:
                 path = (directory or Path.cwd()) / f"predictions-{name}.jsonl"
                 ids = {entry["row"]: entry["id"] for entry in datamodule.prepared[name].store.rows()}
                 print(f"predictions: {path}, {write_predictions(path, found, ids)} pairs")
-
-
-def _gather(found: list[Prediction]) -> list[Prediction]:
-    if not torch.distributed.is_initialized():
-        return found
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, found)
-    return [prediction for part in gathered for prediction in part]

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.metrics import wilson_interval
 from grmlight.evaluation.pair_figures import FIGURES
+from grmlight.evaluation.ranks import from_all_ranks
+from grmlight.evaluation.rows import Rows, row_counts, rows_file, rows_of, write_rows
 
 
 class RunReport(Callback):
     """Prints the data's lint before the first step and the results at the end; keeps both as JSON.
 
-    Writes `data.json` (for each set: rows, used, refused and noted rows by reason) and `results.json` (for each
+    Writes `data.json` (for each set: rows, used, refused and noted rows by reason), `results.json` (for each
     evaluation set: accuracy with its 95% interval, beside "longer wins" and, after training, a bag of words, and the
-    other figures of `docs/metrics.md`).
+    other figures of `docs/metrics.md`), `rows-SET.json` (`grmlight.evaluation.rows`) and `costs.json` (`run_costs`).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._validated_at = -1
+        self._counts: dict[int, list[Tensor]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Right after the data is prepared, before the model is built."""
@@ -31,7 +37,10 @@ class RunReport(Callback):
         prepared = getattr(getattr(trainer, "datamodule", None), "prepared", {})
         if not trainer.is_global_zero or not prepared:
             return
-        reports = {name: {"source": each.source} | each.report for name, each in prepared.items()}
+        reports = {
+            name: {"source": each.source, "fingerprint": each.fingerprint} | each.report
+            for name, each in prepared.items()
+        }
         if directory is not None:
             write_json(directory / "data.json", reports)
         for name, report in reports.items():
@@ -46,26 +55,90 @@ class RunReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
-        self._conclude(trainer, "val")
+        self._conclude(trainer, pl_module, "val")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before each validation."""
+        self._counts = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before `test`."""
+        self._counts = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what is right of each row."""
+        self._count(outputs, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what is right of each row."""
+        self._count(outputs, batch, dataloader_idx)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After `test`."""
-        self._conclude(trainer, "test")
+        self._conclude(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After `validate` alone; within `fit` the results come once, at the end."""
         if not trainer.sanity_checking:
             self._validated_at = trainer.global_step
         if trainer.state.fn == "validate":
-            self._conclude(trainer, "val")
+            self._conclude(trainer, pl_module, "val")
 
-    def _conclude(self, trainer: Trainer, stage: str) -> None:
+    def _count(self, outputs: Any, batch: Any, place: int) -> None:
+        if isinstance(outputs, Mapping) and "rewards_N" in outputs:
+            self._counts.setdefault(place, []).append(row_counts(outputs["rewards_N"], batch))
+
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         directory = run_directory(trainer)
+        found = {place: torch.cat(counts).cpu() for place, counts in self._counts.items()}
+        everywhere = from_all_ranks([found]) if directory is not None else []
         if not trainer.is_global_zero or not (results := evaluation_results(trainer, stage)):
             return
         if directory is not None:
             write_json(directory / "results.json", results)
+            write_json(directory / "costs.json", run_costs(trainer, pl_module))
+            _write_rows(trainer, stage, directory, everywhere)
         print(describe_results(results))
+
+
+def _write_rows(trainer: Trainer, stage: str, directory: Path, found: list[dict[int, Tensor]]) -> None:
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    for place, name in enumerate(getattr(datamodule, f"{stage}_sources", {})):
+        if counts := [each[place] for each in found if place in each]:
+            prepared = datamodule.prepared[name]
+            rows = Rows(prepared.source, prepared.fingerprint, rows_of(torch.cat(counts), prepared.store))
+            write_rows(rows_file(directory, name), rows)
+
+
+def run_costs(trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    """What the model costs.
+
+    `trainable_parameters`; `scoring_passes`, the forwards of a backbone that a response's reward takes (a model of
+    several says so in its `scoring_passes`); after training `train_seconds`, the time spent training on the slowest
+    rank, without validation and checkpoints, over all stops and resumes.
+    """
+    costs = {
+        "trainable_parameters": sum(each.numel() for each in pl_module.parameters() if each.requires_grad),
+        "scoring_passes": getattr(getattr(pl_module, "model", None), "scoring_passes", 1),
+    }
+    meter: Any = getattr(pl_module, "meter", None)
+    return costs | ({"train_seconds": meter.seconds} if trainer.state.fn == "fit" and meter is not None else {})
 
 
 def run_directory(trainer: Trainer) -> Path | None:

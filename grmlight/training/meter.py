@@ -74,12 +74,14 @@ class Meter:
     Attributes:
         since: the step of the last flush.
         skipped: steps left out since the run began.
+        seconds: time spent training since the run began, of the slowest rank, up to the last flush.
         work: of this rank since the last flush.
         clock: runs while there is training.
     """
 
     def __init__(self) -> None:
         self.since = self.skipped = 0
+        self.seconds = 0.0
         self.clock = Clock()
         self._names: tuple[str, ...] = ()
         self._sums = self._first = torch.zeros(0)
@@ -143,8 +145,9 @@ class Meter:
                 figures[_NORM] = sums[len(self._names) - 1] / ranks.count / self._normed
             figures |= pair_figures(sums[len(self._names) :])
         self._clear()
-        self.since = step
-        return Reading(figures, together([work for _, work in found]))
+        self.since, work = step, together([work for _, work in found])
+        self.seconds += work.seconds
+        return Reading(figures, work)
 
     def state(self, ranks: Ranks) -> dict[str, Any]:
         """What a checkpoint keeps, the same on every rank.
@@ -153,12 +156,13 @@ class Meter:
         """
         found = [{"sums": sums, "work": list(dataclasses.astuple(work))} for sums, work in self._read(ranks)]
         counts = {"since": self.since, "skipped": self.skipped, "steps": self._steps, "normed": self._normed}
+        counts |= {"seconds": self.seconds}
         return counts | {"names": list(self._names), "ranks": found}
 
     def load(self, state: dict[str, Any], ranks: Ranks, device: torch.device) -> None:
         """Go on from a state; on another number of ranks the first one takes all of it."""
         self._clear()
-        self.since, self.skipped = state["since"], state["skipped"]
+        self.since, self.skipped, self.seconds = state["since"], state["skipped"], state["seconds"]
         self._begin(tuple(state["names"]), device)
         self._steps, self._normed = state["steps"], state["normed"]
         found = [(each["sums"], Work(*each["work"])) for each in state["ranks"]]

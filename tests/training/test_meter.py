@@ -81,6 +81,19 @@ def test_a_state_on_another_number_of_ranks_keeps_the_sums():
     assert totals == 2 * sum(range(5)) / 5
 
 
+def test_seconds_add_up_over_logged_lines_and_resumes():
+    meter, resumed = Meter(), Meter()
+    add(meter, 0)
+    meter.work.seconds = 2.0
+    meter.flush(1, Ranks())
+    add(meter, 1)
+    meter.work.seconds = 3.0
+    resumed.load(meter.state(Ranks()), Ranks(), torch.device("cpu"))
+    assert resumed.seconds == pytest.approx(2, abs=0.2)
+    resumed.flush(2, Ranks())
+    assert resumed.seconds == pytest.approx(5, abs=0.2)
+
+
 @pytest.mark.parametrize("bad", [4, ASIDE + 5, 3 * ASIDE])
 def test_the_first_bad_pack_is_named_by_step_and_rows(bad):
     meter = Meter()

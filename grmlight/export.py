@@ -112,7 +112,7 @@ def model_folder(path: Path) -> Path:
     Errors: ValueError if there is none.
     """
     for candidate in (path, path / MODEL_FOLDER):
-        if (candidate / "config.json").exists():
+        if (candidate / "config.json").exists() or (candidate / OPTIONS_FILE).exists():
             return candidate
     raise ValueError(f"{path}: holds no model (no config.json); give a run directory or a model folder")
 

@@ -27,6 +27,7 @@ from grmlight.data.options import PrepareOptions
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models import Scorer, load_reward_model
+from grmlight.models.judge import Judge
 from grmlight.models.loading import model_kind
 
 TOKENS_PER_FORWARD = 16_384
@@ -193,5 +194,12 @@ def _open_model(folder: Path, name: str, options: ScoringOptions) -> GroupScorer
     return ModelScorer(model, tokenizer, options.over(own), name, options.tokens_per_forward)
 
 
-_OPENERS: dict[str, Callable[[Path, str, ScoringOptions], GroupScorer]] = {"reward": _open_model}
-"""By the kind of folder; every kind that `load_reward_model` knows is opened as a reward model unless it is here."""
+def _open_judge(folder: Path, name: str, options: ScoringOptions) -> GroupScorer:
+    if options.max_length is not None or options.on_overlong is not None:
+        raise ValueError(f"{name}: a judge reads whole texts; drop max_length and on_overlong")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Judge.from_pretrained(folder, options.tokens_per_forward).to(device)
+
+
+_OPENERS: dict[str, Callable[[Path, str, ScoringOptions], GroupScorer]] = {"judge": _open_judge}
+"""By the kind of folder; every other kind is opened as a reward model."""

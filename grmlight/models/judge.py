@@ -20,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from grmlight.data.batch import GroupBatch, Layout
+from grmlight.data.encode import TokenGroup, cost, pack
 from grmlight.data.files import write_json, write_whole
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
@@ -146,8 +147,10 @@ class Judge(nn.Module):
         weight_FH, bias_F = head.weight[letters], None if head.bias is None else head.bias[letters]
         found: dict[tuple[int, ...], float] = {}
         with evaluating(self.lm):
-            for part in _parts(sorted(groups, key=lambda group: (-_tokens(group), group)), self.tokens_per_batch):
-                batch = question_batch(part).to(device)
+            for part in _parts(
+                sorted(groups, key=lambda group: (-cost(_unscored(group)), group)), self.tokens_per_batch
+            ):
+                batch = pack([_unscored(group) for group in part]).to(device)
                 states = (packed_states if self.packed else padded_states)(decoder(self.lm), batch)
                 logits_QF = chunk_logits(states.at_last(), weight_FH, bias_F, self._transform)
                 first_QF, second_QF = logits_QF.chunk(2, dim=1)
@@ -157,46 +160,9 @@ class Judge(nn.Module):
         return found
 
 
-def question_batch(groups: Sequence[Sequence[Sequence[int]]]) -> GroupBatch:
-    """Token sequences as a batch that only asks for the state at each one's end: nothing scored, nothing compared."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    bounds, prefix, last, owner = [0], [], [], []
-
-    def lay(segment: Sequence[int], first_position: int, seen: int) -> None:
-        tokens.extend(segment)
-        positions.extend(range(first_position, first_position + len(segment)))
-        bounds.append(len(tokens))
-        prefix.append(seen)
-
-    for number, group in enumerate(groups):
-        shared = _shared(group)
-        prompt = len(prefix)
-        lay(group[0][:shared], 0, -1)
-        for sequence in group:
-            lay(sequence[shared:], shared, prompt)
-            last.append(len(tokens) - 1)
-            owner.append(number)
-    none, no_numbers = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    return GroupBatch(
-        input_ids_T=torch.tensor(tokens),
-        positions_T=torch.tensor(positions),
-        layout=Layout(tuple(bounds), tuple(prefix), tuple(s for s, seen in enumerate(prefix) if seen >= 0)),
-        last_N=torch.tensor(last),
-        group_N=torch.tensor(owner),
-        source_L=none,
-        target_L=none,
-        response_L=none,
-        better_C=none,
-        worse_C=none,
-        group_C=none,
-        label_C=no_numbers,
-        margin_C=no_numbers,
-        weight_C=no_numbers,
-        row_C=none,
-        count_G=torch.ones(len(groups)),
-        groups_in_step=len(groups),
-    )
+def _unscored(group: Sequence[Sequence[int]]) -> TokenGroup:
+    """Questions as a group of which only the state at each one's end is asked for."""
+    return TokenGroup(tuple(np.array(ids, dtype=np.int64) for ids in group), tuple(map(len, group)))
 
 
 def _rewards(answers: int, odds: dict[tuple[int, int], float]) -> list[float]:
@@ -208,25 +174,12 @@ def _rewards(answers: int, odds: dict[tuple[int, int], float]) -> list[float]:
     return [sum(against(i, j) for j in range(answers)) / answers for i in range(answers)]
 
 
-def _shared(group: Sequence[Sequence[int]]) -> int:
-    """Leading tokens that all sequences share, one short of the shortest at most."""
-    most = min(map(len, group)) - 1
-    columns = zip(*group, strict=False)
-    return min(most, sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
-
-
-def _tokens(group: Sequence[Sequence[int]]) -> int:
-    """Tokens of a group in a pack."""
-    shared = _shared(group)
-    return shared + sum(len(sequence) - shared for sequence in group)
-
-
 def _parts(groups: Sequence[tuple[tuple[int, ...], ...]], tokens: int) -> Iterator[list[tuple[tuple[int, ...], ...]]]:
     """Groups in order, cut where a part would exceed so many tokens."""
     part: list[tuple[tuple[int, ...], ...]] = []
     total = 0
     for group in groups:
-        size = _tokens(group)
+        size = cost(_unscored(group))
         if part and total + size > tokens:
             yield part
             part, total = [], 0

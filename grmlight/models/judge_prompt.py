@@ -9,6 +9,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from grmlight.data.render import Message
+from grmlight.data.texts import Response
 
 TEMPLATE = """\
 Two assistants answered the last message of the conversation below. Judge which answer serves the user better: it \
@@ -57,13 +58,13 @@ class JudgePrompt:
             raise ValueError("the judge's template must end with a question behind its last field")
         self.tokens_2F = self._answer_tokens()
 
-    def render(self, prompt: str | Sequence[Message], first: str, second: str) -> str:
+    def render(self, prompt: str | Sequence[Message], first: Response, second: Response) -> str:
         """The question whether `first`, as answer A, is better than `second`.
 
         Raises:
             ValueError: the chat template refuses it.
         """
-        fields = {"prompt": conversation_text(prompt), "a": first, "b": second}
+        fields = {"prompt": conversation_text(prompt), "a": conversation_text(first), "b": conversation_text(second)}
         # In one pass, so that braces in the texts stay as they are.
         text = _FIELDS.sub(lambda match: fields[match[1]], self.template)
         if not self._chat:
@@ -97,7 +98,7 @@ class JudgePrompt:
 
 
 def conversation_text(prompt: str | Sequence[Message]) -> str:
-    """A prompt as text: a single message as it is, several with their roles in front."""
+    """A prompt or an answer as text: a single message as it is, several with their roles in front."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:

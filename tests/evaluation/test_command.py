@@ -7,10 +7,13 @@ import pytest
 
 from grmlight.cli import main
 from grmlight.data.options import PrepareOptions
+from grmlight.data.texts import TextGroup
+from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.benchmarks import PairFile
 from grmlight.evaluation.evaluate import evaluate
 from grmlight.evaluation.report import as_markdown, plot
 from grmlight.export import save_model
+from grmlight.models.judge import Judge
 from tests.evaluation.verdicts import RuleScorer
 from tests.tiny_models import tiny_reward_model
 
@@ -60,6 +63,18 @@ def test_pairs_give_a_table_json_markdown_and_a_picture(run, pairs, tmp_path, ca
     main(["evaluate", str(run / "model"), "--pairs", str(pairs), "--max_length=12", "--tokens_per_forward=30"])
     assert "over length" in capsys.readouterr().out
     assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_a_judge_is_measured_as_a_reward_model_is(pairs, tmp_path, byte_tokenizer):
+    tiny_reward_model(config={"vocab_size": 320, "max_position_embeddings": 4096}).lm.save_pretrained(tmp_path / "lm")
+    load_tokenizer(str(byte_tokenizer)).save_pretrained(tmp_path / "lm")
+    judge = Judge(str(tmp_path / "lm"))
+    judge.save_pretrained(tmp_path / "judge")
+    main(["evaluate", str(tmp_path / "judge"), "--pairs", str(pairs), f"--json={tmp_path / 'out.json'}"])
+    found = json.loads((tmp_path / "out.json").read_text())["rows"][-1]
+    rows = [row for row in map(json.loads, pairs.read_text().splitlines()) if row["chosen"]]
+    scores = judge.score([TextGroup(row["prompt"], (row["chosen"], row["rejected"])) for row in rows])
+    assert found["accuracy"] == pytest.approx(sum(better > worse for better, worse in scores) / len(rows))
 
 
 @pytest.mark.shared_data

@@ -11,10 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models import load_reward_model
-from grmlight.models.judge import Judge, question_batch
+from grmlight.models.judge import Judge
 from grmlight.models.judge_prompt import TEMPLATE, JudgePrompt, conversation_text
-from tests.models.groups import mixed_groups
-from tests.reference.packing import pack_groups
 from tests.tiny_models import tiny_reward_model
 
 USER, ASSISTANT = {"role": "user", "content": "why?"}, {"role": "assistant", "content": "so {a}"}
@@ -24,6 +22,7 @@ GROUPS = [
     TextGroup((USER,), ("the cat", "the cat")),
     TextGroup("alone", ("one",)),
     TextGroup("four", ("a", "b b", "c c c", "d d d d")),
+    TextGroup((USER,), ((ASSISTANT, USER, ASSISTANT), (ASSISTANT | {"content": "no"}, USER, ASSISTANT))),
 ]
 
 
@@ -54,7 +53,15 @@ def slow_log_odds(folder, dtype):
     @torch.no_grad()
     def ask(prompt, first, second):
         head, middle, last, end = TEMPLATE.replace("{prompt}", "|").replace("{a}", "|").replace("{b}", "|").split("|")
-        text = head + conversation_text(prompt) + middle + first + last + second + end
+        text = (
+            head
+            + conversation_text(prompt)
+            + middle
+            + conversation_text(first)
+            + last
+            + conversation_text(second)
+            + end
+        )
         letters = ["A", " A"], ["B", " B"]
         if tokenizer.chat_template:
             turns = [{"role": "user", "content": text}]
@@ -155,14 +162,6 @@ def test_a_question_of_too_many_tokens_is_named(folders):
     long = TextGroup("why " * 1000, ("a", "b"))
     with pytest.raises(ValueError, match=r"group 2 makes a question of \d+ tokens and .* takes 2048"):
         judge.score([GROUPS[0], long])
-
-
-def test_the_batch_is_the_slow_packers():
-    groups = mixed_groups()
-    found, slow = question_batch(groups), pack_groups(groups)
-    for name in ("input_ids_T", "positions_T", "last_N", "group_N", "count_G"):
-        assert torch.equal(getattr(found, name), getattr(slow, name)), name
-    assert found.layout == slow.layout
 
 
 def test_braces_in_texts_stay_as_they_are(byte_tokenizer):

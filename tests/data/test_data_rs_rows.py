@@ -1,10 +1,9 @@
 """read_pairs: every row format, every reason to refuse a row, and hostile input, against the oracle."""
 
-import _thread
 import gzip
 import json
+import signal
 import sys
-import threading
 import time
 from collections import defaultdict
 
@@ -300,26 +299,26 @@ def test_groups_out_of_range():
         pairs.row(1)
 
 
-def seconds_until_interrupted(data, delay):
-    timer = threading.Timer(delay, _thread.interrupt_main)
-    begin = time.perf_counter()
-    try:
-        timer.start()
-        read_pairs(data, {})
-        timer.join()
-        time.sleep(0.01)
-    except KeyboardInterrupt:
-        timer.join()
-    return time.perf_counter() - begin
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_ctrl_c_ends_a_long_reading():
-    """The best of five: on a busy machine a signal may come late."""
+    """In seconds of processor time, by which the signal comes too: a busy machine changes neither."""
     data = (lines(TEXT) + b"\n") * 400_000
-    begin = time.perf_counter()
+    begin = time.process_time()
     read_pairs(data, {})
-    whole = time.perf_counter() - begin
-    assert min(seconds_until_interrupted(data, whole / 10) for _ in range(5)) < 0.6 * whole
+    whole = time.process_time() - begin
+    before = signal.signal(signal.SIGPROF, interrupt)
+    begin = time.process_time()
+    try:
+        signal.setitimer(signal.ITIMER_PROF, whole / 10)
+        with pytest.raises(KeyboardInterrupt):
+            read_pairs(data, {})
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    assert time.process_time() - begin < 0.6 * whole
 
 
 TEXTS = st.sampled_from(["", " ", "a", "a b", "a c", "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from grmlight.data.batch import GroupBatch
 from grmlight.data.files import write_whole
 from grmlight.evaluation.run_report import run_directory
+from grmlight.models.aggregation import disagreement
 
 
 class Prediction(NamedTuple):
@@ -24,11 +25,15 @@ class Prediction(NamedTuple):
         row: row of the input, from 1.
         chosen: reward of the chosen response.
         rejected: reward of the rejected response.
+        disagreement: of an ensemble: population variance over the members, its mean over both responses.
+        margin_disagreement: of an ensemble: population variance of the margin.
     """
 
     row: int
     chosen: float
     rejected: float
+    disagreement: float | None = None
+    margin_disagreement: float | None = None
 
     @property
     def margin(self) -> float:
@@ -36,16 +41,30 @@ class Prediction(NamedTuple):
         return self.chosen - self.rejected
 
 
-def predictions(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> list[Prediction]:
-    """The predictions of a pack's comparisons; groups that only fill an empty share are left out."""
-    chosen, rejected = rewards_N[batch.better_C].tolist(), rewards_N[batch.worse_C].tolist()
+def predictions(
+    rewards_N: Float[Tensor, " N"], batch: GroupBatch, rewards_KN: Float[Tensor, "K N"] | None = None
+) -> list[Prediction]:
+    """The predictions of a pack's comparisons; groups that only fill an empty share are left out.
+
+    Args:
+        rewards_N: the rewards.
+        batch: the pack.
+        rewards_KN: of an ensemble: those of its members.
+    """
+    columns = [batch.row_C, rewards_N[batch.better_C], rewards_N[batch.worse_C]]
+    if rewards_KN is not None:
+        better_KC, worse_KC = rewards_KN[:, batch.better_C], rewards_KN[:, batch.worse_C]
+        columns.append((disagreement(better_KC) + disagreement(worse_KC)) / 2)
+        columns.append(disagreement(better_KC - worse_KC))
     counted = batch.count_G[batch.group_C].tolist()
-    rows = batch.row_C.tolist()
-    return [Prediction(*values) for *values, count in zip(rows, chosen, rejected, counted, strict=True) if count]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [Prediction(*values) for values, count in zip(rows, counted, strict=True) if count]
 
 
 def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, str]) -> int:
     """Write a JSON line a pair (`row`, `id`, `chosen`, `rejected`, `margin`) in the order of rows.
+
+    Those of an ensemble have `disagreement` and `margin_disagreement` too.
 
     The file appears whole or not at all. Returns the number of pairs.
     """
@@ -54,6 +73,8 @@ def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, st
     for each in ordered:
         record = {"row": each.row, "id": ids.get(each.row, str(each.row))}
         record |= {"chosen": each.chosen, "rejected": each.rejected, "margin": each.margin}
+        if each.margin_disagreement is not None:
+            record |= {"disagreement": each.disagreement, "margin_disagreement": each.margin_disagreement}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))
     return len(ordered)

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
+from grmlight.evaluation.disagreement import DISAGREEMENT
 from grmlight.evaluation.metrics import wilson_interval
 from grmlight.evaluation.pair_figures import FIGURES
 
@@ -89,7 +90,7 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
             continue
         found = {key: float(value) for key, value in figures.items() if value is not None}
         found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["pairs"]))
-        figures = {key: trainer.callback_metrics.get(prefix + key) for key in FIGURES}
+        figures = {key: trainer.callback_metrics.get(prefix + key) for key in (*FIGURES, *DISAGREEMENT)}
         found |= {key: float(value) for key, value in figures.items() if value is not None}
         results[name] = found
         store = datamodule.prepared[name].store

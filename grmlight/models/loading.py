@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from grmlight.models.checkpoint import OPTIONS_FILE as OPTIONS_FILE
+from grmlight.models.ensemble import EnsembleModel
 from grmlight.models.reward_model import RewardModel
 
-OPTIONS_FILE = "grmlight.json"
-"""What a model folder holds beside weights, config and tokenizer."""
-
-_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": RewardModel.from_pretrained}
+_KINDS: dict[str, Callable[..., nn.Module]] = {
+    "reward": RewardModel.from_pretrained,
+    "ensemble": EnsembleModel.from_pretrained,
+}
 
 
 def load_reward_model(folder: Path, **options: Any) -> nn.Module:
@@ -26,6 +28,11 @@ def load_reward_model(folder: Path, **options: Any) -> nn.Module:
 
     Errors: ValueError in one line for an unknown kind, and as the class that reads it.
     """
+    return _KINDS[read_kind(folder)](folder, **options)
+
+
+def read_kind(folder: Path) -> str:
+    """The kind of a folder's model. Errors: ValueError in one line for an unknown one, and for a broken file."""
     path = folder / OPTIONS_FILE
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("kind", "reward") if path.exists() else "reward"
@@ -33,4 +40,4 @@ def load_reward_model(folder: Path, **options: Any) -> nn.Module:
         raise ValueError(f"{path}: cannot be read ({error}); copy the model again") from error
     if kind not in _KINDS:
         raise ValueError(f"{path}: kind {kind!r} is none of {', '.join(_KINDS)}; a newer grmlight may read it")
-    return _KINDS[kind](folder, **options)
+    return kind

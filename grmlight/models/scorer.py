@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from grmlight.data.batch import GroupBatch
 from grmlight.models.modes import evaluating
+from grmlight.models.outputs import Outputs
 
 
 class Scorer:
@@ -22,9 +23,13 @@ class Scorer:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    @torch.inference_mode()
     def score(self, batch: GroupBatch) -> Float[Tensor, " N"]:
         """One reward a response, float32, on the CPU."""
+        return self.outputs(batch).rewards_N.float().cpu()
+
+    @torch.inference_mode()
+    def outputs(self, batch: GroupBatch) -> Outputs:
+        """All that the model says of a batch without being asked for signals, where the model is."""
         device = next(self.model.parameters()).device
         with evaluating(self.model):
-            return self.model(batch.to(device), frozenset()).rewards_N.float().cpu()
+            return self.model(batch.to(device), frozenset())

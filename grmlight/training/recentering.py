@@ -40,4 +40,4 @@ def reference_batches(prepared: Prepared, pairs: int, pairs_at_once: int) -> Ite
     chosen = np.arange(min(pairs, count), dtype=np.int64) * count // min(pairs, count)
     for start in range(0, len(chosen), pairs_at_once):
         groups = chosen[start : start + pairs_at_once]
-        yield loader.batch(Deal(groups, np.ones_like(groups), len(groups), start, 0))
+        yield loader.batch(Deal(groups, np.ones(len(groups), dtype=np.float32), len(groups), 0, 0))

@@ -88,9 +88,6 @@ def test_random_models_have_no_common_reference(data):
     trainer(DirectPreference(0.1)).fit(module("adapters"), data())
 
 
-def test_an_ensemble_needs_pairs_to_recenter_on(data):
-    pairs = data()
-    pairs.prepare_data()
-    pairs.setup("fit")
+def test_an_ensemble_needs_pairs_to_recenter_on():
     with pytest.raises(ValueError, match="recentered on the training pairs of a PairDataModule"):
-        trainer().fit(module("heads"), [])
+        trainer().fit(module("heads"), [], [])

@@ -15,6 +15,7 @@ from grmlight.models import (
     Scorer,
     Signal,
     load_reward_model,
+    training_memory,
 )
 from grmlight.models.aggregation import aggregate
 from tests.ensembles import KINDS, SEED, alone, differing, own_names, tiny_ensemble
@@ -235,3 +236,13 @@ def test_what_no_ensemble_can_be_is_one_line(options, message):
 def test_adapters_need_adapters():
     with pytest.raises(ValueError, match=r"set backbone\.lora"):
         EnsembleModel.build(tiny_backbone("llama"), HeadConfig(), EnsembleConfig(2, "adapters"))
+
+
+@pytest.mark.parametrize("members", KINDS)
+def test_the_memory_estimate_counts_what_was_built(members):
+    model = tiny_ensemble(members)
+    found = training_memory(model.backbone_config, model.config)
+    backbones = [p for name, p in model.named_parameters() if ".backbone." in name]
+    assert found.trainable == sum(p.numel() for p in backbones if p.requires_grad)
+    adapters = found.trainable if members == "adapters" else 0
+    assert found.parameters + adapters == sum(p.numel() for p in backbones)

@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from grmlight.assemble import assemble
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.files import remove, write_json
 from grmlight.data.options import PrepareOptions
@@ -36,6 +37,7 @@ from grmlight.evaluation.report import as_table
 from grmlight.evaluation.run_files import read_runs
 from grmlight.evaluation.run_report import RunReport, describe_report
 from grmlight.export import SaveModel, export
+from grmlight.models.aggregation import Aggregation
 from grmlight.module import GroupModule
 from grmlight.scoring import score
 from grmlight.training.checkpoints import Checkpoints
@@ -189,8 +191,10 @@ def run_score(arguments: list[str]) -> None:
     parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
     parser.add_argument("--out", type=Path, required=True, help="the file to write, a JSON line a pair")
     parser.add_argument("--pairs_per_batch", type=int, default=64, help="pairs of one forward")
+    parser.add_argument("--aggregation", type=Aggregation | None, help="of an ensemble: mean, wco or uwo")
+    parser.add_argument("--variance_weight", type=float | None, help="lambda of uwo")
     given = parser.parse_args(arguments)
-    found = score(given.model, given.file, given.out, given.pairs_per_batch)
+    found = score(given.model, given.file, given.out, given.pairs_per_batch, given.aggregation, given.variance_weight)
     print(describe_report("scored", {"source": given.file} | found.report))
     print(f"scores: {given.out}")
 
@@ -226,12 +230,29 @@ def run_export(arguments: list[str]) -> None:
     print(f"exported: {exported}\nmodel: {given.out}")
 
 
+def run_ensemble(arguments: list[str]) -> None:
+    """`ensemble MODEL MODEL ... --reference FILE --out DIR`."""
+    parser = ArgumentParser(
+        exit_on_error=False, prog="grmlight ensemble", description="Put trained reward models together."
+    )
+    parser.add_argument("models", type=Path, nargs="+", help="run directories or model folders")
+    parser.add_argument("--reference", type=str, required=True, help="pairs on which members are recentered and scaled")
+    parser.add_argument("--out", type=Path, required=True, help="the ensemble's folder")
+    parser.add_argument("--aggregation", type=Aggregation, default="mean", help="mean, wco or uwo")
+    parser.add_argument("--variance_weight", type=float, default=0.5, help="lambda of uwo")
+    given = parser.parse_args(arguments)
+    found = assemble(given.models, given.out, given.reference, given.aggregation, given.variance_weight)
+    print(describe_report("reference", {"source": given.reference} | found.report))
+    print(f"ensemble of {len(given.models)}: {given.out}")
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
     "evaluate": ("measure a model on benchmarks and pair files", run_evaluate),
     "compare": ("put runs into the papers' tables", run_compare),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
+    "ensemble": ("put trained reward models together", run_ensemble),
 }
 
 

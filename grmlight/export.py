@@ -19,9 +19,9 @@ from grmlight.data.files import remove, temporary_sibling, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.run_report import run_directory
-from grmlight.models import RewardModel, gather
+from grmlight.models import AnyRewardModel, gather
 from grmlight.models.checkpoint import publish_model
-from grmlight.models.loading import OPTIONS_FILE
+from grmlight.models.loading import OPTIONS_FILE, read_kind
 from grmlight.models.shards import is_shards, read_tensors
 from grmlight.training.description import DESCRIPTION, build, unpack_tokenizer
 from grmlight.training.resume import find_checkpoint, read_checkpoint
@@ -36,7 +36,7 @@ class SaveModel(Callback):
         """After the last step."""
         directory = run_directory(trainer)
         model: Any = pl_module.model
-        if directory is None or not isinstance(model, RewardModel) or (whole := gather(model)) is None:
+        if directory is None or not isinstance(model, AnyRewardModel) or (whole := gather(model)) is None:
             return
         if not trainer.is_global_zero:
             return
@@ -48,13 +48,13 @@ class SaveModel(Callback):
         print(f"score with it: grmlight score {directory / MODEL_FOLDER} PAIRS.jsonl --out scores.jsonl")
 
 
-def save_model(model: RewardModel, directory: Path, tokenizer: str, options: PrepareOptions) -> None:
+def save_model(model: AnyRewardModel, directory: Path, tokenizer: str, options: PrepareOptions) -> None:
     """Write a model folder: weights, configuration, tokenizer, and the preparation options."""
     model.save_pretrained(directory, tokenizer=load_tokenizer(tokenizer, options.chat_template))
     kept = dataclasses.asdict(options)
     for name in ("stride", "offset", "limit", "flip", "flip_seed", "chat_template"):
         kept.pop(name)
-    write_json(directory / OPTIONS_FILE, {"prepare": kept})
+    write_json(directory / OPTIONS_FILE, model.folder_entries() | {"prepare": kept})
 
 
 def export(source: Path, out: Path) -> Path:
@@ -85,7 +85,8 @@ def export(source: Path, out: Path) -> Path:
 
 
 def _copy_model(folder: Path, out: Path) -> None:
-    if "vhead_layer_type" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    released = "vhead_layer_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not released and read_kind(folder) == "reward":
         raise ValueError(f"{folder}: is no reward model; give a run directory or one of its checkpoints")
     hidden = temporary_sibling(out)
     try:

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
+from grmlight.evaluation.disagreement import disagreement_terms
 from grmlight.evaluation.pair_figures import pair_values
 from grmlight.models.flops import ModelFlops
 from grmlight.models.memory import memory_errors
@@ -131,10 +132,13 @@ class GroupModule(L.LightningModule):
         return self.model(batch, signals)
 
     def objective(self, outputs: Outputs, batch: GroupBatch) -> Objective:
-        """The loss of a pack and its terms, at the weights of the current step."""
-        penalties = {}
+        """The loss of a pack and its terms, at the weights of the current step.
+
+        Each term of an ensemble is the mean over its members of what the member alone would have.
+        """
+        members, penalties = outputs.members or (outputs,), {}
         for each in self.regularizers:
-            values = each.penalty(outputs, batch)
+            values = _mean([each.penalty(member, batch) for member in members])
             expected = (batch.groups,) if each.per_group else ()
             if values.shape != expected:
                 raise ValueError(
@@ -142,7 +146,7 @@ class GroupModule(L.LightningModule):
                     "group, or a single one where per_group is False"
                 )
             penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
-        return objective(self.preference(outputs, batch), penalties, batch)
+        return objective(_mean([self.preference(member, batch) for member in members]), penalties, batch)
 
     def memory_advice(self) -> list[str]:
         """What would make this run fit if it does not, the most effective first."""
@@ -183,7 +187,7 @@ class GroupModule(L.LightningModule):
         with self._memory_errors():
             outputs = self(batch, self.signals)
             result = self.objective(outputs, batch)
-        terms = {"loss": result.loss.detach(), **result.terms}
+        terms = {"loss": result.loss.detach(), **result.terms, **disagreement_terms(outputs, batch)}
         values = pair_values(outputs.rewards_N, batch)
         self.meter.add(batch, self.global_step, terms, values, attention=self._flops is not None)
         return result.loss * (self.trainer.world_size * packs)
@@ -348,6 +352,10 @@ class GroupModule(L.LightningModule):
         convex = [regularizer for regularizer in self.regularizers if regularizer.mixing == "convex"]
         for step in {0, *(each.weight.steps for each in convex if isinstance(each.weight, Ramp))}:
             check_convex({regularizer.name: regularizer.weight_at(step) for regularizer in convex})
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -20,7 +20,10 @@ from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
 from grmlight.models import (
+    AnyRewardModel,
     BackboneConfig,
+    EnsembleConfig,
+    EnsembleModel,
     HeadConfig,
     Outputs,
     Packing,
@@ -34,6 +37,7 @@ from grmlight.models.flops import ModelFlops, model_flops
 from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
+from grmlight.training.recentering import recenter
 from grmlight.training.reference import reference_logps, start_weights
 from grmlight.training.sharding import check_trainer
 
@@ -58,6 +62,8 @@ class RewardModule(GroupModule):
         schedule: course of the learning rate after the warm-up.
         warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
         seed: seed of newly made weights and of dropout.
+        ensemble: train several members as one model, each by its own loss; member i begins as `seed` + i would. The
+            loss is the mean over the members.
         on_nonfinite: "stop" ends a run whose loss or gradient is not finite and names step, terms and rows, "skip"
             leaves such steps out, at the cost of waiting for the device once a step.
 
@@ -77,6 +83,7 @@ class RewardModule(GroupModule):
         warmup_ratio: float = 0.03,
         seed: int = 0,
         on_nonfinite: NonFinite = "stop",
+        ensemble: EnsembleConfig | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         if not 0 <= label_smoothing < 0.5:
@@ -89,6 +96,8 @@ class RewardModule(GroupModule):
         self.label_smoothing = label_smoothing
         self.packing: Packing = packing
         self.reference: Reference = reference
+        self.ensemble = ensemble
+        self._recentered_at = -1
         self._start_weights = ""
         self._description: dict[str, Any] | None = None
         self.set_metrics: dict[str, list[MetricCollection]] = {}
@@ -105,7 +114,7 @@ class RewardModule(GroupModule):
         if self.model is not None and not stored:
             return
         model = self._build() if self.model is None else self.model
-        assert isinstance(model, RewardModel)
+        assert isinstance(model, AnyRewardModel)
         weights = start_weights(self.trainer, model) if stored else ""
         if self.model is None and self.device_mesh is not None:
             dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
@@ -119,7 +128,7 @@ class RewardModule(GroupModule):
         trained = self.backbone.lora is None and not self.backbone.frozen
         return trained and Signal.REFERENCE_LOGPS in self.signals and self.reference == reference
 
-    def _compute_reference(self, model: RewardModel, weights: str) -> None:
+    def _compute_reference(self, model: AnyRewardModel, weights: str) -> None:
         """Give the DataModule the reference log-probs of its training pairs; `weights` tells those of the model now."""
         datamodule: PairDataModule | None = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
@@ -144,7 +153,11 @@ class RewardModule(GroupModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             return
-        assert isinstance(self.model, RewardModel)
+        assert isinstance(self.model, AnyRewardModel)
+        if isinstance(self.model, EnsembleModel):
+            self._recenter(self.model)
+            statistics = self.model.statistics().items()
+            checkpoint["state_dict"] |= {f"model.{name}": tensor.clone() for name, tensor in statistics}
         if self._description is None:
             self._description = describe(self.model, datamodule.tokenizer, datamodule.options)
         checkpoint[DESCRIPTION] = self._description
@@ -163,22 +176,51 @@ class RewardModule(GroupModule):
                 "the checkpoint's run had other start weights, to which its DPO penalty refers; "
                 "give the backbone and seed that it began with"
             )
-        assert isinstance(self.model, RewardModel)
+        assert isinstance(self.model, AnyRewardModel)
         frozen = check_frozen(self.model, checkpoint)
         if "state_dict" in checkpoint:
             checkpoint["state_dict"] |= frozen
 
-    def _build(self) -> RewardModel:
+    def _build(self) -> AnyRewardModel:
         _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))
-        model = RewardModel(
-            self.backbone,
-            self.head,
-            reference=self._wants("copy"),
-            packing=self.packing,
-            seed=self.seed,
-        )
+        options: dict[str, Any] = {"reference": self._wants("copy"), "packing": self.packing, "seed": self.seed}
+        if self.ensemble is None:
+            model = RewardModel(self.backbone, self.head, **options)
+        else:
+            self._check_reference(self.ensemble)
+            model = EnsembleModel.build(self.backbone, self.head, self.ensemble, **options)
         model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
         return model
+
+    def _check_reference(self, ensemble: EnsembleConfig) -> None:
+        """A penalty against the start model needs one that all members begin as."""
+        if ensemble.members == "models" and not self.backbone.pretrained and Signal.REFERENCE_LOGPS in self.signals:
+            raise ValueError(
+                "ensemble: models that begin from random weights have no start model in common, which a penalty with a "
+                "reference needs; use a pretrained backbone, or DirectPreference(reference=False)"
+            )
+
+    def _recenter(self, model: EnsembleModel) -> None:
+        """Recenter an ensemble on training pairs, once a step and only in training."""
+        if self.trainer.state.fn != TrainerFn.FITTING or self._recentered_at == self.global_step:
+            return
+        self._recentered_at = self.global_step
+        datamodule: PairDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        with self._memory_errors():
+            recenter(self.trainer, model, datamodule.prepared["train"], -(-datamodule.pairs_per_step // shares))
+
+    def on_validation_start(self) -> None:
+        """An ensemble is evaluated as it would be saved now."""
+        super().on_validation_start()
+        if isinstance(self.model, EnsembleModel):
+            self._recenter(self.model)
+
+    def on_train_end(self) -> None:
+        """An ensemble is saved recentered."""
+        super().on_train_end()
+        if isinstance(self.model, EnsembleModel):
+            self._recenter(self.model)
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
         """Bradley-Terry loss of each group: the weighted mean over its comparisons."""
@@ -219,12 +261,16 @@ class RewardModule(GroupModule):
         check_trainer(self.trainer)
         if stage == "fit":
             _check_masters(self.backbone)
+        if stage == "fit" and self.ensemble is not None and getattr(self.trainer, "datamodule", None) is None:
+            raise ValueError("an ensemble is recentered on the training pairs of a PairDataModule; train with one")
         if stage == "fit" and self.model is None:
-            rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
+            rank_zero_info(training_memory(self.backbone, self.ensemble).describe(self.trainer.world_size))
         datamodule, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
         for name in ("val", "test"):
             sets = list(getattr(datamodule, f"{name}_sources", {}) or {name: ""})
-            self.set_metrics[name] = [pair_metrics(_prefix(name, each), device) for each in sets]
+            self.set_metrics[name] = [
+                pair_metrics(_prefix(name, each), device, self.ensemble is not None) for each in sets
+            ]
 
     def validation_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a pack to the metrics of its set; its rewards are for the callbacks."""
@@ -256,7 +302,8 @@ class RewardModule(GroupModule):
     def predict_step(self, batch: GroupBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
         """The rewards of each pair, by row."""
         with self._memory_errors():
-            return predictions(self(batch).rewards_N, batch)
+            outputs = self(batch)
+            return predictions(outputs.rewards_N, batch, outputs.rewards_KN)
 
 
 def _check_masters(backbone: BackboneConfig) -> None:

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from grmlight import PairDataModule, PrepareOptions, RewardModule
 from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
-from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, gather
+from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
 from grmlight.training import checkpoints
 from grmlight.training.checkpoints import HIDDEN, Checkpoints
@@ -219,6 +219,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
+    parser.add_argument("--ensemble", default=None, help="members of an ensemble of 3, its minimum")
+    parser.add_argument("--seed", type=int, default=0, help="of the model")
     parser.add_argument("--kill_at", type=int, default=-1, help="the step after which the process ends itself")
     parser.add_argument("--kill_in", default=None, help="MOMENT:COUNT, see kill_inside")
     parser.add_argument("--file_limit", type=int, default=-1, help="bytes of the largest file, as on a full disk")
@@ -259,6 +261,8 @@ def main(arguments: list[str]) -> None:
         backbone(given),
         HeadConfig(kind="mlp", width=16, dropout=given.dropout),
         packing="never" if given.padded else "auto",
+        seed=given.seed,
+        ensemble=EnsembleConfig(3, given.ensemble, "wco", reference_pairs=10) if given.ensemble else None,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     )
     data = PairDataModule(

@@ -28,7 +28,7 @@ from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models import Scorer, load_reward_model
 from grmlight.models.judge import Judge
-from grmlight.models.loading import model_kind
+from grmlight.models.loading import read_kind
 
 TOKENS_PER_FORWARD = 16_384
 
@@ -181,7 +181,7 @@ def open_scorer(path: Path, options: ScoringOptions | None = None) -> GroupScore
     from grmlight.export import model_folder
 
     folder = model_folder(path)
-    return _OPENERS.get(model_kind(folder), _open_model)(folder, str(path), options or ScoringOptions())
+    return _OPENERS.get(read_kind(folder), _open_model)(folder, str(path), options or ScoringOptions())
 
 
 def _open_model(folder: Path, name: str, options: ScoringOptions) -> GroupScorer:

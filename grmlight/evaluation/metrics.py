@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from grmlight.data.batch import GroupBatch
+from grmlight.evaluation.disagreement import Disagreement
 from grmlight.evaluation.pair_figures import SUMS, pair_figures, pair_sums, pair_values, sum_dtype
 from grmlight.models.outputs import Outputs
 
@@ -68,10 +69,12 @@ class LongerWins(Metric):
         return {"longer_wins": (self.right / self.pairs).float()} | counts
 
 
-def pair_metrics(prefix: str, device: torch.device | None = None) -> MetricCollection:
+def pair_metrics(prefix: str, device: torch.device | None = None, ensemble: bool = False) -> MetricCollection:
     """The metrics of one evaluation set, named `prefix` + metric, with sums as wide as the device has them."""
     dtype = sum_dtype(device or torch.device("cpu"))
     metrics: dict[str, Metric | MetricCollection] = {"figures": PairFigures(dtype), "ruler": LongerWins(dtype)}
+    if ensemble:
+        metrics["disagreement"] = Disagreement(dtype)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
+from grmlight.evaluation.disagreement import DISAGREEMENT
 
 BINS = 10
 """Bins of equal width for the probability of the side that the rewards prefer, which lies between 0.5 and 1."""
@@ -40,7 +41,9 @@ FIGURES = (
 )
 """Names of the figures."""
 
-NO_TERMS = frozenset({*FIGURES, "rewards", "gradient_norm", "learning_rate", "sharing", "imbalance", "skipped"})
+NO_TERMS = frozenset(
+    {*FIGURES, *DISAGREEMENT, "rewards", "gradient_norm", "learning_rate", "sharing", "imbalance", "skipped"}
+)
 """Names under `train/` that are no term of the loss."""
 
 

@@ -16,6 +16,7 @@ from grmlight.data.batch import GroupBatch
 from grmlight.data.files import write_whole
 from grmlight.evaluation.ranks import from_all_ranks
 from grmlight.evaluation.run_report import run_directory
+from grmlight.models.aggregation import disagreement
 
 
 class Prediction(NamedTuple):
@@ -26,12 +27,16 @@ class Prediction(NamedTuple):
         chosen: reward of the chosen response.
         rejected: reward of the rejected response.
         responses: which responses of its row they are, from 0; None in a row of two.
+        disagreement: of an ensemble: population variance over the members, its mean over both responses.
+        margin_disagreement: of an ensemble: population variance of the margin.
     """
 
     row: int
     chosen: float
     rejected: float
     responses: tuple[int, int] | None = None
+    disagreement: float | None = None
+    margin_disagreement: float | None = None
 
     @property
     def margin(self) -> float:
@@ -39,12 +44,28 @@ class Prediction(NamedTuple):
         return self.chosen - self.rejected
 
 
-def predictions(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> list[Prediction]:
-    """The predictions of a pack's comparisons; groups that only fill an empty share are left out."""
-    chosen, rejected = rewards_N[batch.better_C].tolist(), rewards_N[batch.worse_C].tolist()
+def predictions(
+    rewards_N: Float[Tensor, " N"], batch: GroupBatch, rewards_KN: Float[Tensor, "K N"] | None = None
+) -> list[Prediction]:
+    """The predictions of a pack's comparisons; groups that only fill an empty share are left out.
+
+    Args:
+        rewards_N: the rewards.
+        batch: the pack.
+        rewards_KN: of an ensemble: those of its members.
+    """
+    columns = [batch.row_C, rewards_N[batch.better_C], rewards_N[batch.worse_C]]
+    if rewards_KN is not None:
+        better_KC, worse_KC = rewards_KN[:, batch.better_C], rewards_KN[:, batch.worse_C]
+        columns.append((disagreement(better_KC) + disagreement(worse_KC)) / 2)
+        columns.append(disagreement(better_KC - worse_KC))
     counted = batch.count_G[batch.group_C].tolist()
-    columns = zip(batch.row_C.tolist(), chosen, rejected, _places(batch), counted, strict=True)
-    return [Prediction(row, better, worse, places) for row, better, worse, places, count in columns if count]
+    rows = zip(*(column.tolist() for column in columns), _places(batch), strict=True)
+    return [
+        Prediction(row, better, worse, places, *spread)
+        for (row, better, worse, *spread, places), count in zip(rows, counted, strict=True)
+        if count
+    ]
 
 
 def _places(batch: GroupBatch) -> list[tuple[int, int] | None]:
@@ -62,7 +83,8 @@ def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, st
     """Write a JSON line a comparison (`row`, `id`, `chosen`, `rejected`, `margin`) in the order of rows.
 
     Rows of more than two responses have a line a comparison, which adds `responses`: the places of the chosen and the
-    rejected one in the row, from 0. The file appears whole or not at all. Returns the number of lines.
+    rejected one in the row, from 0. Those of an ensemble have `disagreement` and `margin_disagreement` too. The file
+    appears whole or not at all. Returns the number of lines.
     """
     ordered = sorted(found, key=lambda prediction: (prediction.row, sorted(prediction.responses or ())))
     lines = []
@@ -71,6 +93,8 @@ def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, st
         record |= {"chosen": each.chosen, "rejected": each.rejected, "margin": each.margin}
         if each.responses is not None:
             record["responses"] = list(each.responses)
+        if each.margin_disagreement is not None:
+            record |= {"disagreement": each.disagreement, "margin_disagreement": each.margin_disagreement}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_whole(path, "".join(lines))
     return len(ordered)

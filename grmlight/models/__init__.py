@@ -7,6 +7,9 @@ from grmlight.models.backbone import LoraOptions as LoraOptions
 from grmlight.models.backbone import adapters_off as adapters_off
 from grmlight.models.backbone import load_backbone as load_backbone
 from grmlight.models.backbone import read_config as read_config
+from grmlight.models.ensemble import AnyRewardModel as AnyRewardModel
+from grmlight.models.ensemble import EnsembleModel as EnsembleModel
+from grmlight.models.ensemble_config import EnsembleConfig as EnsembleConfig
 from grmlight.models.gate import GateResult as GateResult
 from grmlight.models.gate import packs as packs
 from grmlight.models.heads import HeadConfig as HeadConfig

@@ -10,10 +10,13 @@ Notable decisions:
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -136,10 +139,14 @@ def load_backbone(
         if options.gradient_checkpointing:
             # transformers renamed it within its fifth version.
             enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable({"use_reentrant": False, "context_fn": _same_adapter})
         if options.frozen:
             lm.requires_grad_(False)
-        return (lm if options.lora is None else _with_adapters(lm, options.lora)).train()
+    if options.lora is None:
+        return lm.train()
+    # Seeded anew: adapters depend on the seed alone, whatever loading has drawn.
+    with seeded(seed), torch.device("cpu"):
+        return _with_adapters(lm, options.lora).train()
 
 
 @contextlib.contextmanager
@@ -150,6 +157,61 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def add_adapters(backbone: PeftModel, seeds: Sequence[int]) -> list[str]:
+    """Give a backbone with adapters more of the same shape, all of which learn.
+
+    Args:
+        backbone: from `load_backbone`.
+        seeds: one a further set of adapters; the same seed as `load_backbone`'s gives the same adapters.
+
+    Returns:
+        The names of all sets, the first one's included.
+    """
+    first, *_ = backbone.peft_config
+    learning = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    names = [first, *(f"member_{number}" for number in range(1, len(seeds) + 1))]
+    for name, seed in zip(names[1:], seeds, strict=True):
+        with seeded(seed), torch.device("cpu"):
+            backbone.add_adapter(name, copy.deepcopy(backbone.peft_config[first]))
+    # peft lets only the active ones learn; they are switched by `adapter_on`, which leaves that alone.
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in learning or any(f".{added}." in name for added in names[1:]))
+    return names
+
+
+def tuner_layers(backbone: nn.Module) -> list[BaseTunerLayer]:
+    """The layers that have adapters."""
+    return [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
+
+
+_on: ContextVar[tuple[Sequence[BaseTunerLayer], str] | None] = ContextVar("adapters of the forward", default=None)
+
+
+@contextlib.contextmanager
+def adapter_on(layers: Sequence[BaseTunerLayer], name: str) -> Iterator[None]:
+    """One set of adapters alone, for a while, and again wherever backward computes this forward's activations anew.
+
+    peft's own `set_adapter` also switches `requires_grad`: of several forwards before one backward, all but the last
+    would lose their adapters' gradients in silence. So only the name that the layers read is switched.
+    """
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = name
+    token = _on.set((layers, name))
+    try:
+        yield
+    finally:
+        _on.reset(token)
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
+
+
+def _same_adapter() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What gradient checkpointing runs under: forward as it is, in backward with the adapters of that forward."""
+    on = _on.get()
+    return contextlib.nullcontext(), contextlib.nullcontext() if on is None else adapter_on(*on)
+
+
 @contextlib.contextmanager
 def adapters_off(backbone: nn.Module) -> Iterator[None]:
     """The backbone without its adapters, for a while.
@@ -157,7 +219,7 @@ def adapters_off(backbone: nn.Module) -> Iterator[None]:
     peft's own `disable_adapter` also switches `requires_grad` of the adapters, which FSDP reads when it first gathers
     a parameter: they would then never train. So only the flag that the layers read is switched.
     """
-    layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
+    layers = tuner_layers(backbone)
     for layer in layers:
         layer._disable_adapters = True
     try:

@@ -6,12 +6,13 @@ Recentering statistics go into the head's last layer, so every reader of the lay
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,37 +23,50 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grmlight.data.files import remove
 from grmlight.data.names import resolve
 from grmlight.models.backbone import HEAD_PREFIX, BackboneConfig, check_loaded
 from grmlight.models.heads import HeadConfig
 
 if TYPE_CHECKING:
+    from grmlight.models.ensemble import AnyRewardModel
     from grmlight.models.reward_model import RewardModel
 
     Model = TypeVar("Model", bound=RewardModel)
 
-_BACKBONE_OPTIONS = frozenset({"dtype", "lora", "frozen", "gradient_checkpointing"})
+OPTIONS_FILE = "grmlight.json"
+"""What a model folder holds beside weights, config and tokenizer."""
+
+MEMBER, MEMBERS_FILE = "member-", "members.safetensors"
+"""An ensemble's folders of whole models, and its file of all that is not in them."""
+
+BACKBONE_OPTIONS = frozenset({"dtype", "lora", "frozen", "gradient_checkpointing"})
 
 
 def save(model: RewardModel, directory: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Write the folder under a temporary name, then move it into place, config.json last.
-
-    Raises:
-        ValueError: the directory is a file.
-    """
-    target = Path(directory)
-    if target.is_file():
-        raise ValueError(f"cannot save a model to {target}: it is a file; give a directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lm = _merged(model)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        part = Path(temporary)
+    """Write the folder. Errors: ValueError if the directory is a file."""
+    with writing(directory) as part:
+        lm = merged(model)
         tensors = {**lm.state_dict(), **_head_tensors(model)}
         lm.save_pretrained(part, state_dict=tensors)
         _write_config(part / "config.json", model.head_config)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        publish_model(part, target)
+
+
+@contextlib.contextmanager
+def writing(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder under a temporary name, whose files are moved into place at the end, config.json last.
+
+    Errors: ValueError if the directory is a file.
+    """
+    target = Path(directory)
+    if target.is_file():
+        raise ValueError(f"cannot save a model to {target}: it is a file; give a directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        yield Path(temporary)
+        publish_model(Path(temporary), target)
 
 
 def load(model_class: type[Model], directory: str | os.PathLike[str], options: dict[str, Any]) -> Model:
@@ -70,13 +84,13 @@ def load(model_class: type[Model], directory: str | os.PathLike[str], options: d
         width=entries.get("vhead_num_neurons", 1024),
         dropout=entries.get("summary_dropout_prob", 0.1),
     )
-    chosen = {name: options.pop(name) for name in _BACKBONE_OPTIONS & options.keys()}
+    chosen = {name: options.pop(name) for name in BACKBONE_OPTIONS & options.keys()}
     model = model_class(BackboneConfig(name=str(folder), **chosen), head, **options)
     _load_head(model, folder)
     return model
 
 
-def frozen_names(model: RewardModel) -> frozenset[str]:
+def frozen_names(model: AnyRewardModel) -> frozenset[str]:
     """The state dict's names of pretrained weights that never train: the backbone's own, where it has adapters.
 
     Anybody can load them again by the backbone's name, so training checkpoints leave them out.
@@ -84,11 +98,13 @@ def frozen_names(model: RewardModel) -> frozenset[str]:
     backbone = model.backbone_config
     if not backbone.pretrained or (backbone.lora is None and not backbone.frozen):
         return frozenset()
-    parameters = model.backbone.named_parameters(prefix="backbone", remove_duplicate=False)
-    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+    parameters = model.named_parameters(remove_duplicate=False)
+    return frozenset(
+        name for name, parameter in parameters if not parameter.requires_grad and "backbone" in name.split(".")
+    )
 
 
-def fingerprint(model: RewardModel, names: Iterable[str]) -> str:
+def fingerprint(model: AnyRewardModel, names: Iterable[str]) -> str:
     """A hash of tensors' bits, the same however they are sharded. Call it on every rank."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     ordered = sorted(names)
@@ -106,7 +122,7 @@ def _sum_of_bits(parameter: Tensor) -> Tensor:
     return local.contiguous().view(integers).sum(dtype=torch.int64)
 
 
-def _merged(model: RewardModel) -> PreTrainedModel:
+def merged(model: RewardModel) -> PreTrainedModel:
     """The causal LM without adapters of its own; where there are any, a float32 copy: bf16 would round them away."""
     if not isinstance(model.backbone, PeftModel):
         return model.backbone
@@ -140,9 +156,10 @@ def publish_model(part: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     names = {path.name for path in part.iterdir()}
-    for stale in [*target.glob("model*.safetensors"), *target.glob("model.safetensors.index.json")]:
-        if stale.name not in names:
-            stale.unlink()
+    ours = ("model*.safetensors", "model.safetensors.index.json", f"{MEMBER}*", MEMBERS_FILE, OPTIONS_FILE)
+    for stale in [path for pattern in ours for path in target.glob(pattern)]:
+        if stale.name not in names or stale.is_dir():
+            remove(stale)
     for name in sorted(names, key=lambda name: name == "config.json"):
         (part / name).replace(target / name)
 

@@ -9,17 +9,20 @@ from typing import Any
 
 from torch import nn
 
+from grmlight.models.checkpoint import OPTIONS_FILE as OPTIONS_FILE
+from grmlight.models.ensemble import EnsembleModel
 from grmlight.models.reward_model import RewardModel
-
-OPTIONS_FILE = "grmlight.json"
-"""What a model folder holds beside weights, config and tokenizer."""
 
 
 def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
     raise ValueError(f"{folder}: is a judge, which reads texts and not tokens; `grmlight evaluate` takes it")
 
 
-_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": RewardModel.from_pretrained, "judge": _refuse_judge}
+_KINDS: dict[str, Callable[..., nn.Module]] = {
+    "reward": RewardModel.from_pretrained,
+    "ensemble": EnsembleModel.from_pretrained,
+    "judge": _refuse_judge,
+}
 
 
 def load_reward_model(folder: Path, **options: Any) -> nn.Module:
@@ -31,20 +34,19 @@ def load_reward_model(folder: Path, **options: Any) -> nn.Module:
 
     Errors: ValueError in one line for an unknown kind, and as the class that reads it.
     """
-    kind = model_kind(folder)
-    if kind not in _KINDS:
-        path = folder / OPTIONS_FILE
-        raise ValueError(f"{path}: kind {kind!r} is none of {', '.join(_KINDS)}; a newer grmlight may read it")
-    return _KINDS[kind](folder, **options)
+    return _KINDS[read_kind(folder)](folder, **options)
 
 
-def model_kind(folder: Path) -> str:
-    """The kind of a model folder; a folder of another origin holds a plain reward model.
+def read_kind(folder: Path) -> str:
+    """The kind of a model folder; one of another origin holds a plain reward model.
 
-    Errors: ValueError in one line if its grmlight.json cannot be read.
+    Errors: ValueError in one line for an unknown kind, and if its grmlight.json cannot be read.
     """
     path = folder / OPTIONS_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("kind", "reward") if path.exists() else "reward"
+        kind = json.loads(path.read_text(encoding="utf-8")).get("kind", "reward") if path.exists() else "reward"
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); copy the model again") from error
+    if kind not in _KINDS:
+        raise ValueError(f"{path}: kind {kind!r} is none of {', '.join(_KINDS)}; a newer grmlight may read it")
+    return kind

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from grmlight.models.backbone import BackboneConfig, read_config
+from grmlight.models.ensemble_config import EnsembleConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -46,7 +47,7 @@ class TrainingMemory:
         )
 
 
-def training_memory(options: BackboneConfig) -> TrainingMemory:
+def training_memory(options: BackboneConfig, ensemble: EnsembleConfig | None = None) -> TrainingMemory:
     """Count on the meta device, where parameters have a shape and no storage.
 
     Errors: ValueError as `read_config`.
@@ -54,7 +55,8 @@ def training_memory(options: BackboneConfig) -> TrainingMemory:
     config = read_config(options)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
-    parameters = sum(parameter.numel() for parameter in lm.parameters())
+    copies = ensemble.trunks if ensemble else 1
+    parameters = copies * sum(parameter.numel() for parameter in lm.parameters())
     width = _BYTES[options.dtype]
     if options.frozen:
         return TrainingMemory(parameters, 0, parameters * width)
@@ -66,7 +68,8 @@ def training_memory(options: BackboneConfig) -> TrainingMemory:
         for name, layer in lm.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and f".{name}".endswith(targets)
     ]
-    trainable = sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
+    sets = ensemble.size if ensemble and ensemble.members == "adapters" else copies
+    trainable = sets * sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
     return TrainingMemory(parameters, trainable, parameters * width + trainable * 16)
 
 

@@ -24,16 +24,20 @@ class Signal(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The result of one forward over a GroupBatch (shape suffixes: N responses, H hidden size).
+    """The result of one forward over a GroupBatch (shape suffixes: K members, N responses, H hidden size).
 
     Attributes:
         rewards_N: one reward a response, float32.
         logps_N: sum of the log-probs of each response's scored tokens, float32, in nats.
         reference_logps_N: the same under the reference.
         hidden_NH: last hidden state of each response, in the backbone's dtype.
+        rewards_KN: of an ensemble: each member's rewards, recentered.
+        members: of an ensemble: each member's own outputs, as the member alone would give them. Losses read these.
     """
 
     rewards_N: Float[Tensor, " N"]
     logps_N: Float[Tensor, " N"] | None = None
     reference_logps_N: Float[Tensor, " N"] | None = None
     hidden_NH: Float[Tensor, "N H"] | None = None
+    rewards_KN: Float[Tensor, "K N"] | None = None
+    members: tuple[Outputs, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,26 +11,32 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
+from grmlight.models.ensemble import AnyRewardModel
+from grmlight.models.heads import RewardHead
 from grmlight.models.reward_model import RewardModel
 
+Model = TypeVar("Model", bound=AnyRewardModel)
 
-def shard(model: RewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
-    """Shard each decoder layer, the reward head, and the rest, in place.
+
+def shard(model: AnyRewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+    """Shard each decoder layer, each reward head, and the rest, in place.
 
     Args:
         model: on the CPU or on each rank's own device.
         mesh: the data-parallel mesh, of one axis.
         dtype: in which the layers are gathered and compute. The shards keep their own dtype, gradients are reduced in
-            float32, and the reward head stays in float32.
+            float32, and the reward heads stay in float32.
     """
     # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for lm in (model.lm, model.reference):
-        for layer in [] if lm is None else decoder_layers(lm):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # Ranks gather weights together, so they must run the layers equally often.
-    model.bucketed = False
-    fully_shard(model.head, mesh=mesh)
+    for part in [part for part in model.modules() if isinstance(part, RewardModel)]:
+        for lm in (part.lm, part.reference):
+            for layer in [] if lm is None else decoder_layers(lm):
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+        # Ranks gather weights together, so they must run the layers equally often.
+        part.bucketed = False
+    for head in [part for part in model.modules() if isinstance(part, RewardHead)]:
+        fully_shard(head, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
@@ -41,7 +47,14 @@ def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
     return next(modules for modules in lists if len(modules) == count)
 
 
-def gather(model: RewardModel) -> RewardModel | None:
+def reshard(model: nn.Module) -> None:
+    """Let go of what a forward without backward has gathered: whoever builds on the model is to find shards."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def gather(model: Model) -> Model | None:
     """A whole copy of a sharded model on rank 0 and None on the others; a model that is not sharded, as it is.
 
     Call it on every rank.
@@ -51,7 +64,6 @@ def gather(model: RewardModel) -> RewardModel | None:
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if torch.distributed.get_rank() != 0:
         return None
-    backbone = dataclasses.replace(model.backbone_config, pretrained=False, gradient_checkpointing=False)
-    whole = RewardModel(backbone, model.head_config, packing="auto" if model.packed else "never")
-    whole.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("reference.")})
+    whole = model.blank()
+    whole.load_state_dict({name: tensor for name, tensor in state.items() if "reference" not in name.split(".")})
     return whole

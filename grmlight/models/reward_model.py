@@ -11,6 +11,7 @@ Notable decisions:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 from typing import Any, Literal, Self
@@ -148,6 +149,15 @@ class RewardModel(nn.Module):
         tied = head.weight is self.lm.get_input_embeddings().weight
         if not tied and not self.backbone_config.frozen and self.backbone_config.lora is None:
             head.requires_grad_(train)
+
+    def blank(self) -> Self:
+        """A model of the same shape with random weights, whole and on the CPU, without a reference."""
+        backbone = dataclasses.replace(self.backbone_config, pretrained=False, gradient_checkpointing=False)
+        return type(self)(backbone, self.head_config, packing="auto" if self.packed else "never")
+
+    def folder_entries(self) -> dict[str, Any]:
+        """What `grmlight.json` says of this model beside its preparation options: this kind is the default."""
+        return {}
 
     def save_pretrained(
         self, directory: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None

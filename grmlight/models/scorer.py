@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from grmlight.data.batch import GroupBatch
 from grmlight.models.modes import evaluating
+from grmlight.models.outputs import Outputs
 
 
 class Scorer:
@@ -29,7 +30,11 @@ class Scorer:
 
     def score(self, batch: GroupBatch) -> Float[Tensor, " N"]:
         """One reward a response, float32, on the CPU."""
+        return self.outputs(batch).rewards_N.float().cpu()
+
+    def outputs(self, batch: GroupBatch) -> Outputs:
+        """All that the model says of a batch without being asked for signals, where the model is."""
         device = next(self.model.parameters()).device
         # What a sharded model gathers within inference mode could not be trained with afterwards.
         with torch.no_grad() if self.sharded else torch.inference_mode(), evaluating(self.model):
-            return self.model(batch.to(device), frozenset()).rewards_N.float().cpu()
+            return self.model(batch.to(device), frozenset())

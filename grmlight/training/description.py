@@ -19,7 +19,15 @@ from torch import Tensor
 
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
-from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, RewardModel
+from grmlight.models import (
+    AnyRewardModel,
+    BackboneConfig,
+    EnsembleConfig,
+    EnsembleModel,
+    HeadConfig,
+    LoraOptions,
+    RewardModel,
+)
 from grmlight.models.checkpoint import fingerprint, frozen_names
 
 DESCRIPTION = "grmlight_model"
@@ -28,7 +36,7 @@ DESCRIPTION = "grmlight_model"
 _PREFIX = "model."
 
 
-def describe(model: RewardModel, tokenizer: str, options: PrepareOptions) -> dict[str, Any]:
+def describe(model: AnyRewardModel, tokenizer: str, options: PrepareOptions) -> dict[str, Any]:
     """The description of a model, in part or whole on this rank. Call it on every rank.
 
     Args:
@@ -42,6 +50,7 @@ def describe(model: RewardModel, tokenizer: str, options: PrepareOptions) -> dic
         "config": json.loads(model.lm.config.to_json_string(use_diff=False)),
         "head": dataclasses.asdict(model.head_config),
         "packing": "auto" if model.packed else "never",
+        "ensemble": dataclasses.asdict(model.config) if isinstance(model, EnsembleModel) else None,
         "tokenizer": _tokenizer_files(tokenizer, options),
         "prepare": dataclasses.asdict(options) | {"chat_template": None},
         "left_out": sorted(_PREFIX + name for name in names),
@@ -54,7 +63,7 @@ def left_out(checkpoint: dict[str, Any]) -> frozenset[str]:
     return frozenset((checkpoint.get(DESCRIPTION) or {}).get("left_out", ()))
 
 
-def check_frozen(model: RewardModel, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def check_frozen(model: AnyRewardModel, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors that a checkpoint has left out, from the model, by their names in the checkpoint.
 
     Errors: ValueError if they are not those that the checkpoint was written with.
@@ -77,7 +86,7 @@ def check_frozen(model: RewardModel, checkpoint: dict[str, Any]) -> dict[str, Te
     return {_PREFIX + name: state[name].detach() for name in inner}
 
 
-def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> RewardModel:
+def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> AnyRewardModel:
     """The model of a description with a checkpoint's tensors.
 
     Errors: ValueError if they do not fit, or the frozen weights that were left out cannot be had.
@@ -89,7 +98,11 @@ def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> RewardModel:
         if not described["left_out"]:
             (Path(folder) / "config.json").write_text(json.dumps(described["config"]), encoding="utf-8")
             backbone |= {"name": folder, "pretrained": False, "config": None, "revision": None}
-        model = RewardModel(BackboneConfig(**backbone), HeadConfig(**described["head"]), packing=described["packing"])
+        made = BackboneConfig(**backbone), HeadConfig(**described["head"])
+        if ensemble := described.get("ensemble"):
+            model = EnsembleModel.build(*made, EnsembleConfig(**ensemble), packing=described["packing"])
+        else:
+            model = RewardModel(*made, packing=described["packing"])
     frozen = check_frozen(model, {DESCRIPTION: described})
     whole = {name.removeprefix(_PREFIX): tensor for name, tensor in (tensors | frozen).items()}
     try:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from grmlight.data.batch import GroupBatch
+from grmlight.data.batch import GroupBatch, send
 from grmlight.models.attention import layout_mask
+
+SKIPPED_TOKEN = "vhead_skips_token"
+"""Entry of a config: the token that this model's own engine takes for padding, at a sequence's end too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,24 @@ def packed_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
         use_cache=False,
     )
     return HiddenStates(output.last_hidden_state[0], batch.last_N, batch.source_L)
+
+
+def before_skipped(batch: GroupBatch, token: int) -> GroupBatch:
+    """The batch with each reward read at the last token that is not `token`, as transformers' classifiers read it.
+
+    A model that was trained with its padding equal to its end-of-text token learned its rewards there.
+    """
+    device, layout = batch.last_N.device, batch.layout
+    starts = [layout.bounds[response] for response in layout.responses]
+    ends = [layout.bounds[layout.prefix[response] + 1] - 1 for response in layout.responses]
+    places_T = torch.arange(len(batch.input_ids_T), device=device)
+    kept_T = places_T.where(batch.input_ids_T != token, -1).cummax(0).values
+    own_N, start_N, prompt_N = kept_T[batch.last_N], send(torch.tensor(starts), device), send(torch.tensor(ends), device)
+    # A response of nothing else is read at its prompt's end; a text of nothing else at its last token.
+    before_N = kept_T[prompt_N.clamp(min=0)]
+    found_N = own_N.where(own_N >= start_N, before_N)
+    first_N = send(torch.tensor([layout.bounds[layout.prefix[response]] for response in layout.responses]), device)
+    return dataclasses.replace(batch, last_N=found_N.where(found_N >= first_N, batch.last_N))
 
 
 def rotary_limit(config: PretrainedConfig) -> int | None:

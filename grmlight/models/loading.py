@@ -1,4 +1,7 @@
-"""Any reward model of a folder: `kind` in its grmlight.json names the class that reads it."""
+"""Any reward model of a folder: `kind` in its grmlight.json names the class that reads it.
+
+A folder without one holds a plain reward model, in our layout or in that of somebody else (`grmlight.models.foreign`).
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from grmlight.models.reward_model import RewardModel
+from grmlight.models import foreign
 
 OPTIONS_FILE = "grmlight.json"
 """What a model folder holds beside weights, config and tokenizer."""
 
-_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": RewardModel.from_pretrained}
+_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": foreign.read}
 
 
 def load_reward_model(folder: Path, **options: Any) -> nn.Module:
@@ -22,7 +25,7 @@ def load_reward_model(folder: Path, **options: Any) -> nn.Module:
 
     Args:
         folder: a model folder.
-        options: see `RewardModel.from_pretrained`.
+        options: see `RewardModel.from_pretrained`; for an adapter also `base`, its base model's name or folder.
 
     Errors: ValueError in one line for an unknown kind, and as the class that reads it.
     """

@@ -1,4 +1,4 @@
-"""A pad token that never occurs in a text: engines that look for padding by its id then find every text's last token."""
+"""A pad token that never occurs in texts: engines that find padding by its id then read each text's last token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-NEW_TOKEN = "<|reward_pad|>"
+NEW_TOKEN = "<|reward_pad|>"  # noqa: S105
 
 _RESERVED = re.compile(r"^\W*(pad|finetune_right_pad_id|reserved_special_token_\d+|reserved_\d+|unused_?\d+)\W*$", re.I)
 """Tokens that vocabularies keep free."""

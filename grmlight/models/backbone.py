@@ -201,6 +201,13 @@ def hidden_size(lm: PreTrainedModel) -> int:
     return lm.config.get_text_config(decoder=True).hidden_size
 
 
+def embedding_rows(lm: PreTrainedModel) -> int:
+    """Rows of the input embeddings: ids beyond them cannot be given."""
+    weight = lm.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
+
+
 def keeps_language_head(config: PretrainedConfig) -> bool:
     """Whether a model of this config has its LM head: sequence classifiers have lost it unless it was tied."""
     return bool(getattr(config, KEEPS_LM_HEAD, True))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=RewardModel)
 
+_OURS = ("model*.safetensors", "model.safetensors.index.json", "adapter_*", "v_head.safetensors", "modeling_grm.py")
+"""What another layout leaves, and would be read in place of this one."""
+
 BACKBONE_OPTIONS = frozenset({"dtype", "lora", "frozen", "gradient_checkpointing"})
 
 
@@ -88,7 +91,7 @@ def head_config(entries: dict[str, Any], folder: Path) -> HeadConfig:
 
 def head_tensors(folder: Path, files: tuple[str, ...] = MODEL_FILES) -> dict[str, Tensor]:
     """The reward head's tensors of a folder in the GRM layout, by their names in `RewardHead`."""
-    found = read_tensors(folder, lambda name: name.startswith(HEAD_PREFIX), files)
+    found = read_tensors(folder, HEAD_PREFIX, files)
     return {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in found.items()}
 
 
@@ -165,7 +168,7 @@ def publish_model(part: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     names = {path.name for path in part.iterdir()}
-    for stale in [*target.glob("model*.safetensors"), *target.glob("model.safetensors.index.json")]:
+    for stale in [path for pattern in _OURS for path in target.glob(pattern)]:
         if stale.name not in names:
             stale.unlink()
     for name in sorted(names, key=lambda name: name == "config.json"):

@@ -1,15 +1,15 @@
 """A reward model as a sequence classifier for transformers and for what builds on it.
 
 A linear head becomes the standard class's `score`, which has no bias: the head's bias, a constant that changes no
-preference, is written to the config as `vhead_bias`, which our own loader adds again. An MLP head comes with a class
-of its own (`modeling_grm.py`), which readers must allow with trust_remote_code.
+preference, is written to the config as `vhead_bias`, which our own loader adds again. An MLP head, and a linear one on
+an architecture that has no standard class, comes with a class of its own (`modeling_grm.py`), which readers must allow
+with trust_remote_code.
 """
 
 from __future__ import annotations
 
 import copy
-import os
-import shutil
+import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from grmlight.models import modeling_grm
 from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, KEEPS_LM_HEAD, check_loaded
 from grmlight.models.checkpoint import final_head, head_entries, merged, publish_model
-from grmlight.models.foreign import BIAS, head_bias
 from grmlight.models.hidden import SKIPPED_TOKEN
 from grmlight.models.reward_model import RewardModel
+
+HEAD_BIAS = "vhead_bias"
+"""Entry of a classifier's config: the constant that its last layer, which has no bias, leaves out."""
 
 _AUTO_MAP = {"AutoModelForSequenceClassification": "modeling_grm.GRMForSequenceClassification"}
 
@@ -36,8 +38,6 @@ def save_classifier(model: RewardModel, directory: Path, tokenizer: Any, pad: in
         directory: the folder.
         tokenizer: its tokenizer, with the pad token set.
         pad: id of the pad token. Embeddings get rows of zeros up to it.
-
-    Errors: ValueError if transformers has no sequence classifier of this architecture.
     """
     tensors, config = classifier_parts(model, pad)
     classifier = _empty(config)
@@ -52,7 +52,7 @@ def save_classifier(model: RewardModel, directory: Path, tokenizer: Any, pad: in
         classifier.save_pretrained(part)
         tokenizer.save_pretrained(part)
         if isinstance(classifier, modeling_grm.GRMForSequenceClassification):
-            shutil.copyfile(os.fspath(modeling_grm.__file__), part / "modeling_grm.py")
+            (part / "modeling_grm.py").write_text(_modeling_file(config.model_type), encoding="utf-8")
         publish_model(part, directory)
 
 
@@ -82,8 +82,8 @@ def classifier_parts(model: RewardModel, pad: int) -> tuple[dict[str, Tensor], P
             rows = parameter.new_zeros(pad + 1 - len(parameter), parameter.shape[1])
             tensors[name] = torch.cat([parameter.detach(), rows])
     head = final_head(model)
-    if model.head_config.kind == "linear":
-        setattr(config, BIAS, head_bias(head))
+    if model.head_config.kind == "linear" and is_standard(config):
+        setattr(config, HEAD_BIAS, float(head["summary.bias"]))
         return tensors | {"score.weight": head["summary.weight"]}, config
     for name, value in head_entries(model.head_config).items():
         setattr(config, name, value)
@@ -93,13 +93,19 @@ def classifier_parts(model: RewardModel, pad: int) -> tuple[dict[str, Tensor], P
     return tensors | {HEAD_PREFIX + name: tensor for name, tensor in head.items()}, config
 
 
+def _modeling_file(model_type: str) -> str:
+    """The class's file for one architecture: transformers asks a class for the config that it belongs to."""
+    named = f"GRMForSequenceClassification.config_class = CONFIG_MAPPING[{model_type!r}]"
+    return f"{inspect.getsource(modeling_grm)}\n\n{named}\n"
+
+
+def is_standard(config: PretrainedConfig) -> bool:
+    """Whether transformers has a sequence classifier of a config's architecture."""
+    return type(config) in AutoModelForSequenceClassification._model_mapping
+
+
 def _empty(config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         if getattr(config, "auto_map", None) == _AUTO_MAP:
             return modeling_grm.GRMForSequenceClassification(config)
-        try:
-            return AutoModelForSequenceClassification.from_config(config)
-        except ValueError as error:
-            raise ValueError(
-                f"transformers has no sequence classifier of type {config.model_type}; export with --format grm"
-            ) from error
+        return AutoModelForSequenceClassification.from_config(config)

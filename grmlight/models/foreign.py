@@ -18,13 +18,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models.adapters import (
     ADAPTER_CONFIG,
+    HEAD_FILE,
     HEAD_NAMES,
     adapter_tensors,
     linear_head,
@@ -35,18 +35,13 @@ from grmlight.models.adapters import (
 )
 from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, KEEPS_LM_HEAD, BackboneConfig, read_config
 from grmlight.models.checkpoint import BACKBONE_OPTIONS, head_config, head_tensors, load_head
+from grmlight.models.classifier import HEAD_BIAS
 from grmlight.models.heads import HeadConfig
 from grmlight.models.hidden import SKIPPED_TOKEN
 from grmlight.models.reward_model import RewardModel
 from grmlight.models.weights import read_tensors, tensor_names
 
 logger = logging.getLogger("grmlight")
-
-HEAD_FILE = "v_head.safetensors"
-"""The reward head beside a peft adapter that has no place for it."""
-
-BIAS = "vhead_bias"
-"""Entry of a classifier's config: the constant that its last layer, which has no bias, leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +149,7 @@ def _find_whole(folder: Path, backbone: dict[str, Any]) -> Found:
 
 
 def _find_classifier(folder: Path, entries: dict[str, Any], called: str, backbone: dict[str, Any]) -> Found:
-    own = read_tensors(folder, lambda name: name.startswith(f"{called}."))
+    own = read_tensors(folder, f"{called}.")
     rows = own[f"{called}.weight"].shape[0]
     if rows != 1:
         raise ValueError(f"{folder}: its classifier has {rows} labels; a reward model has one")
@@ -171,7 +166,7 @@ def _find_classifier(folder: Path, entries: dict[str, Any], called: str, backbon
         folder,
         BackboneConfig(name=str(folder), config=config, **backbone),
         HeadConfig(kind="linear", dropout=0.0),
-        linear_head(own, entries.get(BIAS, 0.0)),
+        linear_head(own, entries.get(HEAD_BIAS, 0.0)),
         shift=entries.get("mean", 0.0) if scaled else 0.0,
         scale=entries.get("std", 1.0) if scaled else 1.0,
     )
@@ -207,7 +202,7 @@ def _find_adapter(folder: Path, base: str | None, backbone: dict[str, Any]) -> F
         shape = head_config(own, folder)
     else:
         shape = HeadConfig(kind="linear", dropout=own.get("summary_dropout_prob", 0.0))
-        head["summary.bias"] = head["summary.bias"] + own.get(BIAS, 0.0)
+        head["summary.bias"] = head["summary.bias"] + own.get(HEAD_BIAS, 0.0)
         pad = _pad_of(folder, under)
         config |= {} if pad is None else {SKIPPED_TOKEN: pad}
     built = dataclasses.replace(under.backbone, lora=lora, config=config or None)
@@ -286,8 +281,3 @@ def _check_tokenizer(folder: Path, found: Found) -> None:
             f"{folder}: its tokenizer has a token {largest} and its model a vocabulary of {size}; they do not belong "
             "together, copy the tokenizer that it was trained with"
         )
-
-
-def head_bias(tensors: dict[str, Tensor]) -> float:
-    """The constant of a linear head."""
-    return float(tensors["summary.bias"].to(torch.float64).item())

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from grmlight.data.batch import GroupBatch, send
 from grmlight.models.attention import layout_mask
 
-SKIPPED_TOKEN = "vhead_skips_token"
+SKIPPED_TOKEN = "vhead_skips_token"  # noqa: S105
 """Entry of a config: the token that this model's own engine takes for padding, at a sequence's end too."""
 
 
@@ -57,15 +57,15 @@ def before_skipped(batch: GroupBatch, token: int) -> GroupBatch:
     A model that was trained with its padding equal to its end-of-text token learned its rewards there.
     """
     device, layout = batch.last_N.device, batch.layout
-    starts = [layout.bounds[response] for response in layout.responses]
-    ends = [layout.bounds[layout.prefix[response] + 1] - 1 for response in layout.responses]
+    prompts = [layout.prefix[response] for response in layout.responses]
+    start_N = send(torch.tensor([layout.bounds[response] for response in layout.responses]), device)
+    first_N = send(torch.tensor([layout.bounds[prompt] for prompt in prompts]), device)
+    prompt_N = send(torch.tensor([layout.bounds[prompt + 1] - 1 for prompt in prompts]), device)
     places_T = torch.arange(len(batch.input_ids_T), device=device)
     kept_T = places_T.where(batch.input_ids_T != token, -1).cummax(0).values
-    own_N, start_N, prompt_N = kept_T[batch.last_N], send(torch.tensor(starts), device), send(torch.tensor(ends), device)
     # A response of nothing else is read at its prompt's end; a text of nothing else at its last token.
-    before_N = kept_T[prompt_N.clamp(min=0)]
+    own_N, before_N = kept_T[batch.last_N], kept_T[prompt_N.clamp(min=0)]
     found_N = own_N.where(own_N >= start_N, before_N)
-    first_N = send(torch.tensor([layout.bounds[layout.prefix[response]] for response in layout.responses]), device)
     return dataclasses.replace(batch, last_N=found_N.where(found_N >= first_N, batch.last_N))
 
 

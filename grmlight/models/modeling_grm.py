@@ -9,9 +9,11 @@ Shape suffixes: B rows, T tokens, H hidden size.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import CONFIG_MAPPING as CONFIG_MAPPING
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
@@ -19,7 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 class GRMHead(nn.Module):
     """An MLP, or a linear layer, with one output; computed in float32."""
 
-    def __init__(self, config, hidden_size: int) -> None:  # noqa: ANN001
+    def __init__(self, config: Any, hidden_size: int) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         size, width = hidden_size, config.vhead_num_neurons
@@ -38,18 +40,19 @@ class GRMHead(nn.Module):
 class GRMForSequenceClassification(PreTrainedModel):
     """A decoder of any architecture that transformers knows, with GRM's reward head as its classifier."""
 
-    _keep_in_fp32_modules_strict = ("v_head",)
+    _keep_in_fp32_modules_strict = ["v_head"]  # noqa: RUF012 - transformers wants a list
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config) -> None:  # noqa: ANN001
+    def __init__(self, config: Any) -> None:
         # Before this class has chosen: which attention a decoder can run is known to the decoder alone.
         own = copy.deepcopy(config)
         super().__init__(config)
         self.num_labels = 1
         # The decoder has the name that it has in its causal LM, so that both read the same tensors.
-        self.base_model_prefix = AutoModelForCausalLM._model_mapping[type(config)].base_model_prefix
+        causal_lm: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        self.base_model_prefix = causal_lm.base_model_prefix
         setattr(self, self.base_model_prefix, AutoModel.from_config(own))
         self.v_head = GRMHead(config, config.get_text_config(decoder=True).hidden_size)
         self.post_init()

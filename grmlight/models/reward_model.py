@@ -62,6 +62,8 @@ class RewardModel(nn.Module):
     Attributes:
         packed: whether it runs packed.
         bucketed: whether a batch that is not packed may take several forwards, one a length bucket.
+        skipped: a token at texts' ends before which the reward is read, as the classifier that the model came from
+            does.
         reward_shift, reward_scale: statistics for recentering: the forward returns (reward - shift) / scale.
 
     Raises:
@@ -93,7 +95,7 @@ class RewardModel(nn.Module):
             self._check_padded(backbone.name or config.model_type, gate.pads(config))
         self._logps_known = bool(gate.logps_agree(self.lm) if passed.logps is None else passed.logps)
         self._limit = rotary_limit(config)
-        self._skipped: int | None = getattr(config, SKIPPED_TOKEN, None)
+        self.skipped: int | None = getattr(config, SKIPPED_TOKEN, None)
         self._transform = LogitTransform.of(config)
         self.head = RewardHead(hidden_size(self.lm), self.head_config, seed)
         self.register_buffer("reward_shift", torch.zeros((), dtype=torch.float32, device="cpu"))
@@ -137,8 +139,8 @@ class RewardModel(nn.Module):
                 f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
                 f"depend on what else is in a batch; set max_length to {self._limit} or less"
             )
-        if self._skipped is not None:
-            batch = before_skipped(batch, self._skipped)
+        if self.skipped is not None:
+            batch = before_skipped(batch, self.skipped)
         # First, so that the adapters are back before anything is recorded for backward.
         reference_N = self._reference_logps(batch) if Signal.REFERENCE_LOGPS in signals else None
         states = self._states(self.lm, batch)

@@ -1,11 +1,10 @@
-"""Tensors of a model folder by name, without a model around them: safetensors, or the `.bin` files of older releases."""
+"""Tensors of a model folder by name, without building the model: safetensors, or `.bin` files of older releases."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,21 +36,23 @@ def weight_files(folder: Path, names: tuple[str, ...] = MODEL_FILES) -> list[Pat
 
 def tensor_names(folder: Path, files: tuple[str, ...] = MODEL_FILES) -> set[str]:
     """The names of all tensors of a folder. Raises a ValueError for files that cannot be read."""
-    return {name for path in weight_files(folder, files) for name in _walk(path, lambda name: False)}
+    return {name for path in weight_files(folder, files) for name in _walk(path, None)}
 
 
-def read_tensors(
-    folder: Path, wanted: Callable[[str], bool], files: tuple[str, ...] = MODEL_FILES
-) -> dict[str, Tensor]:
-    """The tensors of a folder whose names are wanted, on the CPU. Raises a ValueError for files that cannot be read."""
+def read_tensors(folder: Path, prefix: str = "", files: tuple[str, ...] = MODEL_FILES) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, on the CPU. Raises a ValueError for files that cannot be read."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder, files):
-        found |= {name: tensor for name, tensor in _walk(path, wanted).items() if tensor is not None}
+        found |= {name: tensor for name, tensor in _walk(path, prefix).items() if tensor is not None}
     return found
 
 
-def _walk(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor | None]:
-    """Every name in a file, with the tensor where it is wanted."""
+def _walk(path: Path, prefix: str | None) -> dict[str, Tensor | None]:
+    """Every name in a file, with the tensor where the name begins with `prefix`; None wants no tensor."""
+
+    def wanted(name: str) -> bool:
+        return prefix is not None and name.startswith(prefix)
+
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -171,7 +171,7 @@ def run_export(arguments: list[str]) -> None:
         "--format",
         type=Format,
         default="grm",
-        help="GRM's layout, a peft adapter (not merged), or a sequence classifier",
+        help="GRM's layout, a peft adapter, or a sequence classifier",
     )
     parser.add_argument("--distill", type=str, help="pairs on which a classifier's MLP head becomes a linear one")
     given = parser.parse_args(arguments)

@@ -61,7 +61,7 @@ def write_for_others(opened: Opened, out: Path, layout: Format, more: dict[str, 
     save: Callable[..., None] = save_adapter if layout == "adapter" else save_classifier
     save(model, out, tokenizer, pad)
     write_options(out, opened.options, **more)
-    return [*notes, *_notes(model, tokenizer, pad)]
+    return [*notes, *_notes(model, tokenizer, pad, layout)]
 
 
 def _open(source: Path, layout: Format) -> tuple[Path, Opened]:
@@ -99,17 +99,19 @@ def _set_pad(model: RewardModel, tokenizer: Any) -> tuple[int, list[str]]:
     return pad.id, [f"pad token: {pad.token} ({where}), because {pad.fault} and engines would read rewards elsewhere"]
 
 
-def _notes(model: RewardModel, tokenizer: Any, pad: int) -> list[str]:
+def _notes(model: RewardModel, tokenizer: Any, pad: int, layout: Format) -> list[str]:
     notes = []
     if model.head_config.kind == "linear" and is_standard(classifier_config(model, pad)):
         bias = (float(model.head.state_dict()["summary.bias"]) - float(model.reward_shift)) / float(model.reward_scale)
         if bias:
             notes.append(
-                f"bias: classifiers have none, so their scores are lower by {bias:.6g}, the same for every text; "
-                "grmlight adds it again"
+                f"bias: classifiers have none, so every score is lower by {bias:.6g} than the model's (vhead_bias in "
+                "config.json); no preference changes"
             )
-    elif model.head_config.kind == "mlp":
-        notes.append("head: an MLP, read by modeling_grm.py in the folder with trust_remote_code=True")
+    elif layout == "adapter":
+        notes.append("head: in v_head.safetensors, beside the adapter of a causal LM; grmlight reads both")
+    else:
+        notes.append("head: read by modeling_grm.py in the folder, with trust_remote_code=True")
     if doubled_bos(tokenizer):
         notes.append(
             f"{tokenizer.bos_token}: engines that encode a rendered chat with special tokens (reward-bench) put it "

@@ -119,10 +119,10 @@ def split_head(rest: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     return "", {}
 
 
-def linear_head(tensors: dict[str, Tensor], bias: float = 0.0) -> dict[str, Tensor]:
-    """A classifier's last layer by the names of `RewardHead`; one without a bias gets the one given."""
+def linear_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's last layer by the names of `RewardHead`; one without a bias gets 0."""
     weight = next(tensor for name, tensor in tensors.items() if name.endswith(".weight"))
-    own = next((tensor for name, tensor in tensors.items() if name.endswith(".bias")), torch.full((1,), bias))
+    own = next((tensor for name, tensor in tensors.items() if name.endswith(".bias")), torch.zeros(1))
     return {"summary.weight": weight, "summary.bias": own.float()}
 
 

@@ -1,9 +1,9 @@
 """A reward model as a sequence classifier for transformers and for what builds on it.
 
 A linear head becomes the standard class's `score`, which has no bias: the head's bias, a constant that changes no
-preference, is written to the config as `vhead_bias`, which our own loader adds again. An MLP head, and a linear one on
-an architecture that has no standard class, comes with a class of its own (`modeling_grm.py`), which readers must allow
-with trust_remote_code.
+preference, is left out for every reader alike, ours included, and written to the config as `vhead_bias`. An MLP head,
+and a linear one on an architecture that has no standard class, comes with a class of its own (`modeling_grm.py`), which
+readers must allow with trust_remote_code.
 """
 
 from __future__ import annotations

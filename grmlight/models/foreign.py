@@ -35,7 +35,6 @@ from grmlight.models.adapters import (
 )
 from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, KEEPS_LM_HEAD, BackboneConfig, read_config
 from grmlight.models.checkpoint import BACKBONE_OPTIONS, head_config, head_tensors, load_head
-from grmlight.models.classifier import HEAD_BIAS
 from grmlight.models.heads import HeadConfig
 from grmlight.models.hidden import SKIPPED_TOKEN
 from grmlight.models.reward_model import RewardModel
@@ -166,7 +165,7 @@ def _find_classifier(folder: Path, entries: dict[str, Any], called: str, backbon
         folder,
         BackboneConfig(name=str(folder), config=config, **backbone),
         HeadConfig(kind="linear", dropout=0.0),
-        linear_head(own, entries.get(HEAD_BIAS, 0.0)),
+        linear_head(own),
         shift=entries.get("mean", 0.0) if scaled else 0.0,
         scale=entries.get("std", 1.0) if scaled else 1.0,
     )
@@ -202,7 +201,6 @@ def _find_adapter(folder: Path, base: str | None, backbone: dict[str, Any]) -> F
         shape = head_config(own, folder)
     else:
         shape = HeadConfig(kind="linear", dropout=own.get("summary_dropout_prob", 0.0))
-        head["summary.bias"] = head["summary.bias"] + own.get(HEAD_BIAS, 0.0)
         pad = _pad_of(folder, under)
         config |= {} if pad is None else {SKIPPED_TOKEN: pad}
     built = dataclasses.replace(under.backbone, lora=lora, config=config or None)

@@ -71,6 +71,11 @@ def chat_batch(tokenizer, work):
 def grmlight_scores(folder, work) -> torch.Tensor:
     """Our scorer, from text."""
     assert load_options(folder) == PrepareOptions()
+    return grmlight_scores_of(folder, work)
+
+
+def grmlight_scores_of(folder, work) -> torch.Tensor:
+    """The same, whatever the folder says of texts."""
     return Scorer(load_reward_model(folder)).score(chat_batch(folder, work))
 
 
@@ -221,8 +226,8 @@ def matrix(tokenizer, work) -> str:
     lines += [f"| {' | '.join(measure(row, base, tokenizer, work))} |" for row in ROWS]
     names = ("torch", "transformers", "peft", "trl")
     versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in names)
-    made = f"Made with Python {platform.python_version()}, {versions}, in float32 on a CPU: `python -m tests.interop`"
-    return "\n".join([f"{made} `--page docs/interop.md --tokenizer DIR`.", "", *lines])
+    made = f"Made with Python {platform.python_version()}, {versions}, in float32 on a CPU:"
+    return "\n".join([f"{made} `python -m tests.interop --page docs/interop.md --tokenizer DIR`.", "", *lines])
 
 
 def write_page(page: Path, table: str) -> None:

@@ -39,6 +39,13 @@ KEEPS_LM_HEAD = "vhead_keeps_lm_head"
 FOREIGN_PREFIX = "vhead_prefix"
 """Entry of a config: where else the folder keeps the reward head's tensors."""
 
+SHIPPED_CLASS = "GRMForSequenceClassification"
+"""The class that exported MLP classifiers bring along."""
+
+GUARD = "score.weight"
+"""A tensor of an impossible shape in their folders: a reader that may not run their class takes transformers' own,
+which would else draw a random head and say nothing."""
+
 _HEAD_ENTRIES = "vhead_"
 
 _PARAMETERS = ("weight", "bias")
@@ -262,7 +269,8 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
     unexpected = set(info["unexpected_keys"])
     if is_reward:
         prefix = getattr(config, FOREIGN_PREFIX, HEAD_PREFIX)
-        unexpected = {name for name in unexpected if not name.startswith(prefix)}
+        guards = {GUARD} if SHIPPED_CLASS in (config.architectures or ()) else set()
+        unexpected = {name for name in unexpected - guards if not name.startswith(prefix)}
     misshapen = {name for name, *_ in info["mismatched_keys"]}
     missing = set(info["missing_keys"]) - misshapen
     if not keeps_language_head(config):

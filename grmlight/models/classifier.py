@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from grmlight.models import modeling_grm
-from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, KEEPS_LM_HEAD, check_loaded
+from grmlight.models.backbone import FOREIGN_PREFIX, GUARD, HEAD_PREFIX, KEEPS_LM_HEAD, check_loaded
 from grmlight.models.checkpoint import final_head, head_entries, merged, publish_model
 from grmlight.models.hidden import SKIPPED_TOKEN
 from grmlight.models.reward_model import RewardModel
@@ -49,9 +49,11 @@ def save_classifier(model: RewardModel, directory: Path, tokenizer: Any, pad: in
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
         part = Path(temporary)
-        classifier.save_pretrained(part)
+        shipped = isinstance(classifier, modeling_grm.GRMForSequenceClassification)
+        guard = {GUARD: torch.zeros(1, 1)} if shipped else {}
+        classifier.save_pretrained(part, state_dict={**classifier.state_dict(), **guard})
         tokenizer.save_pretrained(part)
-        if isinstance(classifier, modeling_grm.GRMForSequenceClassification):
+        if shipped:
             (part / "modeling_grm.py").write_text(_modeling_file(config.model_type), encoding="utf-8")
         publish_model(part, directory)
 

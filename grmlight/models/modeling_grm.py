@@ -41,6 +41,8 @@ class GRMForSequenceClassification(PreTrainedModel):
     """A decoder of any architecture that transformers knows, with GRM's reward head as its classifier."""
 
     _keep_in_fp32_modules_strict = ["v_head"]  # noqa: RUF012 - transformers wants a list
+    # It is there to stop readers that do not run this class.
+    _keys_to_ignore_on_load_unexpected = [r"^score\.weight$"]  # noqa: RUF012 - transformers wants a list
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

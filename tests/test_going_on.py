@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Total length of `list`"),
 ]
 
 LAYOUTS = ("grm", "authors-lora", "classifier", "openrlhf", "adapter")
@@ -67,7 +68,7 @@ def fit(folder, tokenizer, work, lr, callbacks=(), ckpt=None, steps=2, **module)
         **{"backbone": str(folder), "head": "keep", "optimizer": lambda p: torch.optim.SGD(p, lr=lr), **module}
     )
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=CSVLogger(work, name="run", version=0),
+        accelerator="cpu", max_steps=steps, logger=CSVLogger(work, name="run", version=0 if ckpt is None else 1),
         callbacks=[SaveModel(), Checkpoints(work / "checkpoints", every_n_train_steps=1, save_last=True), *callbacks],
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:Total length of `list`"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
 ]
 
 LAYOUTS = ("grm", "authors-lora", "classifier", "openrlhf", "adapter")

@@ -165,7 +165,7 @@ def test_a_classifier_has_log_probs_only_where_its_embeddings_give_them(tied, by
 def test_a_reward_is_read_before_trailing_pads_wherever_they_lie(byte_tokenizer, tmp_path):
     folder = classifier(tmp_path / "rm", byte_tokenizer, pad_token_id=1)
     groups = [
-        [[5, 6, 7, 1], [5, 6, 7, 8, 1, 1]],  # the first is all prompt but for its end
+        [[5, 6, 7, 8, 1, 1], [5, 6, 7, 1]],  # the second is all prompt but for its end
         [[1, 1, 9, 1]],
         [[4, 1], [4, 1, 1, 1]],
         [[30, 1, 31]],

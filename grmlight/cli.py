@@ -21,6 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from grmlight.assemble import assemble
+from grmlight.convert import Format, convert
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.files import remove, write_json
 from grmlight.data.options import PrepareOptions
@@ -36,7 +37,7 @@ from grmlight.evaluation.predictions import PredictionWriter
 from grmlight.evaluation.report import as_table
 from grmlight.evaluation.run_files import read_runs
 from grmlight.evaluation.run_report import RunReport, describe_report
-from grmlight.export import SaveModel, export
+from grmlight.export import SaveModel
 from grmlight.models.aggregation import Aggregation
 from grmlight.module import GroupModule
 from grmlight.scoring import score
@@ -219,15 +220,22 @@ def run_evaluate(arguments: list[str]) -> None:
 
 
 def run_export(arguments: list[str]) -> None:
-    """`export RUN_OR_CHECKPOINT --out DIR`."""
+    """`export RUN_OR_CHECKPOINT --out DIR [--format F]`."""
     parser = ArgumentParser(
         exit_on_error=False, prog="grmlight export", description="Make a Hugging Face folder of a run or checkpoint."
     )
     parser.add_argument("source", type=Path, help="a run directory, a model folder, a .ckpt file or folder of shards")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--format",
+        type=Format,
+        default="grm",
+        help="GRM's layout, a peft adapter, or a sequence classifier",
+    )
+    parser.add_argument("--distill", type=str, help="pairs on which a classifier's MLP head becomes a linear one")
     given = parser.parse_args(arguments)
-    exported = export(given.source, given.out)
-    print(f"exported: {exported}\nmodel: {given.out}")
+    exported, notes = convert(given.source, given.out, given.format, given.distill)
+    print("\n".join([f"exported: {exported}", *notes, f"model: {given.out}"]))
 
 
 def run_ensemble(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PretrainedConfig
 from grmlight import losses
 from grmlight.data.batch import GroupBatch
 from grmlight.data.datamodule import PairDataModule
+from grmlight.data.names import resolve
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.metrics import pair_metrics
 from grmlight.evaluation.predictions import Prediction, predictions
@@ -33,7 +35,9 @@ from grmlight.models import (
     shard,
     training_memory,
 )
+from grmlight.models.checkpoint import BACKBONE_OPTIONS
 from grmlight.models.flops import ModelFlops, model_flops
+from grmlight.models.foreign import Found, find, warn_of_text
 from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
@@ -51,7 +55,8 @@ class RewardModule(GroupModule):
 
     Args:
         backbone: a hub name, a folder, `package:MODULE/PATH`, or a whole `BackboneConfig`.
-        head: "mlp", "linear", or a whole `HeadConfig`.
+        head: "mlp", "linear", a whole `HeadConfig`, or "keep": the backbone is a folder with a reward model of any
+            known layout (docs/interop.md), and training goes on from it, its head included.
         use_margin: subtract each pair's annotated margin inside the loss.
         label_smoothing: share of the label given to the other side.
         packing: "auto" packs wherever the model is proven to allow it, "never" pads.
@@ -91,7 +96,11 @@ class RewardModule(GroupModule):
         if reference not in ("store", "copy"):
             raise ValueError(f"reference must be 'store' or 'copy', got {reference!r}")
         self.backbone = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
-        self.head = HeadConfig(kind=head) if isinstance(head, str) else head  # pyright: ignore[reportArgumentType]
+        self.kept = _found(self.backbone) if head == "keep" else None
+        if self.kept is not None:
+            self.backbone, self.head = self.kept.backbone, self.kept.head
+        else:
+            self.head = HeadConfig(kind=head) if isinstance(head, str) else head  # pyright: ignore[reportArgumentType]
         self.use_margin = use_margin
         self.label_smoothing = label_smoothing
         self.packing: Packing = packing
@@ -186,6 +195,8 @@ class RewardModule(GroupModule):
         options: dict[str, Any] = {"reference": self._wants("copy"), "packing": self.packing, "seed": self.seed}
         if self.ensemble is None:
             model = RewardModel(self.backbone, self.head, **options)
+            if self.kept is not None:
+                self._go_on(self.kept, model)
         else:
             self._check_reference(self.ensemble)
             model = EnsembleModel.build(self.backbone, self.head, self.ensemble, **options)
@@ -221,6 +232,12 @@ class RewardModule(GroupModule):
         super().on_train_end()
         if isinstance(self.model, EnsembleModel):
             self._recenter(self.model)
+
+    def _go_on(self, kept: Found, model: RewardModel) -> None:
+        kept.fill(model)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            warn_of_text(kept.folder, datamodule.options)
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
         """Bradley-Terry loss of each group: the weighted mean over its comparisons."""
@@ -304,6 +321,19 @@ class RewardModule(GroupModule):
         with self._memory_errors():
             outputs = self(batch)
             return predictions(outputs.rewards_N, batch, outputs.rewards_KN)
+
+
+def _found(backbone: BackboneConfig) -> Found:
+    """The reward model that a backbone's name means."""
+    if not backbone.pretrained or backbone.config or backbone.revision:
+        raise ValueError(
+            "head: keep goes on from a reward model as it is; leave out the backbone's pretrained, config and revision"
+        )
+    folder = Path(resolve(backbone.name, "backbone"))
+    if not folder.is_dir():
+        raise ValueError(f"head: keep needs a folder, and {backbone.name!r} is none; download the model first")
+    options = {name: getattr(backbone, name) for name in BACKBONE_OPTIONS}
+    return find(folder, **{name: value for name, value in options.items() if value})
 
 
 def _check_masters(backbone: BackboneConfig) -> None:

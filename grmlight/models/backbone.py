@@ -2,7 +2,8 @@
 
 Notable decisions:
 
-- Strict: a tensor that is missing or left over is an error that names it. Only safetensors; no remote code.
+- Strict: a tensor that is missing or left over is an error that names it. Only safetensors, but for reward models that
+  were released before them; no remote code.
 - Random weights (a model from a config, LoRA's) depend on the seed alone, and leave the caller's generators alone.
 - LoRA's weights are float32 whatever the backbone's dtype is.
 """
@@ -13,10 +14,12 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,6 +35,23 @@ from grmlight.data.names import resolve
 
 HEAD_PREFIX = "v_head."
 """Where the GRM authors' models, and ours, keep the reward head's tensors."""
+
+KEEPS_LM_HEAD = "vhead_keeps_lm_head"
+"""Entry of a config, false for a model that came without its LM head: a sequence classifier."""
+
+FOREIGN_PREFIX = "vhead_prefix"
+"""Entry of a config: where else the folder keeps the reward head's tensors."""
+
+SHIPPED_CLASS = "GRMForSequenceClassification"
+"""The class that exported MLP classifiers bring along."""
+
+GUARD = "score.weight"
+"""A tensor of an impossible shape in their folders: a reader that may not run their class takes transformers' own,
+which would else draw a random head and say nothing."""
+
+_HEAD_ENTRIES = "vhead_"
+
+_PARAMETERS = ("weight", "bias")
 
 _LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling"})
 
@@ -107,7 +127,10 @@ def read_config(options: BackboneConfig) -> PretrainedConfig:
         raise ValueError(f"backbone {options.name!r}: transformers knows no model_type {model_type!r}")
     config_class = CONFIG_MAPPING[model_type]
     known = vars(config_class()).keys() | config_class.attribute_map.keys() | _LEGACY_KEYS
-    unknown = sorted(overrides.keys() - known - entries.keys() - {"model_type"})
+    # Code of its own is never run, so a copy must not ask for it.
+    entries.pop("auto_map", None)
+    named = {name for name in overrides if not name.startswith(_HEAD_ENTRIES)}
+    unknown = sorted(named - known - entries.keys() - {"model_type"})
     if unknown:
         raise ValueError(f"backbone config: {model_type} has no entries {unknown}; check their names")
     try:
@@ -136,6 +159,8 @@ def load_backbone(
         else:
             dtype = getattr(torch, options.dtype)
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        if not keeps_language_head(config):
+            lm.set_output_embeddings(None)
         if options.gradient_checkpointing:
             # transformers renamed it within its fifth version.
             enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
@@ -238,6 +263,25 @@ def language_head(lm: PreTrainedModel) -> nn.Linear:
     return head
 
 
+def hidden_size(lm: PreTrainedModel) -> int:
+    """Size of the states that the reward head reads."""
+    if keeps_language_head(lm.config):
+        return language_head(lm).weight.shape[-1]
+    return lm.config.get_text_config(decoder=True).hidden_size
+
+
+def embedding_rows(lm: PreTrainedModel) -> int:
+    """Rows of the input embeddings: ids beyond them cannot be given."""
+    weight = lm.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
+
+
+def keeps_language_head(config: PretrainedConfig) -> bool:
+    """Whether a model of this config has its LM head: sequence classifiers have lost it unless it was tied."""
+    return bool(getattr(config, KEEPS_LM_HEAD, True))
+
+
 def decoder(lm: PreTrainedModel) -> nn.Module:
     """The part of a causal LM that ends in hidden states, before the LM head."""
     found = lm.get_decoder()
@@ -261,7 +305,7 @@ def check_loaded(what: str, missing: set[str], unexpected: set[str], misshapen: 
 def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | None) -> PreTrainedModel:
     # Its table of what did not fit would repeat the error below, and show a reward head as a fault.
     report = logging.getLogger("transformers.modeling_utils")
-    level = report.level
+    level, is_reward = report.level, hasattr(config, "vhead_layer_type")
     report.setLevel(logging.ERROR)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -270,14 +314,14 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
             revision=options.revision,
             dtype=getattr(torch, options.dtype),
             attn_implementation=attention,
-            use_safetensors=True,
+            use_safetensors=not (is_reward and _only_bin(options.name)),
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except OSError as error:
         raise ValueError(_unreadable(options.name, _one_line(error))) from error
-    except SafetensorError as error:
+    except (SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"backbone {options.name!r}: its weights cannot be read ({_one_line(error)})") from error
     except RuntimeError as error:
         raise ValueError(f"backbone {options.name!r}: {_one_line(error)}") from error
@@ -285,15 +329,27 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
         report.setLevel(level)
     lm, info = loaded
     unexpected = set(info["unexpected_keys"])
-    if hasattr(config, "vhead_layer_type"):
-        unexpected = {name for name in unexpected if not name.startswith(HEAD_PREFIX)}
+    if is_reward:
+        prefix = getattr(config, FOREIGN_PREFIX, HEAD_PREFIX)
+        guards = {GUARD} if SHIPPED_CLASS in (config.architectures or ()) else set()
+        unexpected = {name for name in unexpected - guards if not name.startswith(prefix)}
     misshapen = {name for name, *_ in info["mismatched_keys"]}
-    check_loaded(f"backbone {options.name!r}", set(info["missing_keys"]) - misshapen, unexpected, misshapen)
+    missing = set(info["missing_keys"]) - misshapen
+    if not keeps_language_head(config):
+        head = language_head(lm)
+        missing -= {f"{name}.{part}" for name, layer in lm.named_modules() if layer is head for part in _PARAMETERS}
+    check_loaded(f"backbone {options.name!r}", missing, unexpected, misshapen)
     return lm
 
 
+def _only_bin(name: str) -> bool:
+    """Whether a released reward model is of the older kind, which transformers then reads without running code."""
+    folder = Path(resolve(name, "backbone"))
+    return bool([*folder.glob("pytorch_model*.bin")]) and not [*folder.glob("*.safetensors")]
+
+
 def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
-    output = language_head(lm)
+    output = lm.get_output_embeddings()
     linear = {
         name: layer
         for name, layer in lm.named_modules()

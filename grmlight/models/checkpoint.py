@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grmlight.data.files import remove
 from grmlight.data.names import resolve
-from grmlight.models.backbone import HEAD_PREFIX, BackboneConfig, check_loaded
+from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, BackboneConfig, check_loaded
 from grmlight.models.heads import HeadConfig
+from grmlight.models.weights import MODEL_FILES, read_tensors
 
 if TYPE_CHECKING:
     from grmlight.models.ensemble import AnyRewardModel
@@ -40,6 +40,12 @@ OPTIONS_FILE = "grmlight.json"
 MEMBER, MEMBERS_FILE = "member-", "members.safetensors"
 """An ensemble's folders of whole models, and its file of all that is not in them."""
 
+_OURS = (
+    *("model*.safetensors", "model.safetensors.index.json", f"{MEMBER}*", MEMBERS_FILE, OPTIONS_FILE),
+    *("adapter_*", "v_head.safetensors", "modeling_grm.py"),
+)
+"""What another layout leaves, and would be read in place of this one."""
+
 BACKBONE_OPTIONS = frozenset({"dtype", "lora", "frozen", "gradient_checkpointing"})
 
 
@@ -47,7 +53,7 @@ def save(model: RewardModel, directory: str | os.PathLike[str], tokenizer: PreTr
     """Write the folder. Errors: ValueError if the directory is a file."""
     with writing(directory) as part:
         lm = merged(model)
-        tensors = {**lm.state_dict(), **_head_tensors(model)}
+        tensors = {**lm.state_dict(), **_named(final_head(model))}
         lm.save_pretrained(part, state_dict=tensors)
         _write_config(part / "config.json", model.head_config)
         if tokenizer is not None:
@@ -76,18 +82,34 @@ def load(model_class: type[Model], directory: str | os.PathLike[str], options: d
         entries = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no reward model: its config.json cannot be read ({error})") from error
+    head = head_config(entries, folder)
+    chosen = {name: options.pop(name) for name in BACKBONE_OPTIONS & options.keys()}
+    model = model_class(BackboneConfig(name=str(folder), **chosen), head, **options)
+    load_head(model, head_tensors(folder), folder)
+    return model
+
+
+def head_config(entries: dict[str, Any], folder: Path) -> HeadConfig:
+    """The head that a config.json of the GRM layout describes; what it leaves out is as in the authors' code.
+
+    Errors: ValueError for a config of another kind, or of a head with several outputs.
+    """
     if "vhead_layer_type" not in entries:
         raise ValueError(f"{folder} is no reward model of the GRM layout: its config.json has no vhead_layer_type")
-    head = HeadConfig(
+    if (outputs := entries.get("vhead_num_output", 1)) != 1:
+        raise ValueError(f"{folder}: its reward head has {outputs} outputs (vhead_num_output); only one can be read")
+    return HeadConfig(
         kind=entries["vhead_layer_type"],
         layers=entries.get("vhead_num_layers", 1),
         width=entries.get("vhead_num_neurons", 1024),
         dropout=entries.get("summary_dropout_prob", 0.1),
     )
-    chosen = {name: options.pop(name) for name in BACKBONE_OPTIONS & options.keys()}
-    model = model_class(BackboneConfig(name=str(folder), **chosen), head, **options)
-    _load_head(model, folder)
-    return model
+
+
+def head_tensors(folder: Path, files: tuple[str, ...] = MODEL_FILES) -> dict[str, Tensor]:
+    """The reward head's tensors of a folder in the GRM layout, by their names in `RewardHead`."""
+    found = read_tensors(folder, HEAD_PREFIX, files)
+    return {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in found.items()}
 
 
 def frozen_names(model: AnyRewardModel) -> frozenset[str]:
@@ -131,23 +153,32 @@ def merged(model: RewardModel) -> PreTrainedModel:
     return lm
 
 
-def _head_tensors(model: RewardModel) -> dict[str, Tensor]:
-    """The head's tensors by their names on disk, the recentering applied."""
+def final_head(model: RewardModel) -> dict[str, Tensor]:
+    """The head's tensors, the recentering applied."""
     state = {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
     weight, bias = list(state)[-2:]
     state[weight] /= model.reward_scale
     state[bias] = (state[bias] - model.reward_shift) / model.reward_scale
-    return {HEAD_PREFIX + name: tensor for name, tensor in state.items()}
+    return state
 
 
-def _write_config(path: Path, head: HeadConfig) -> None:
-    entries = json.loads(path.read_text())
-    entries |= {
+def _named(head: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {HEAD_PREFIX + name: tensor for name, tensor in head.items()}
+
+
+def head_entries(head: HeadConfig) -> dict[str, Any]:
+    """What config.json says of a head."""
+    return {
         "vhead_layer_type": head.kind,
         "vhead_num_layers": head.layers,
         "vhead_num_neurons": head.width,
         "summary_dropout_prob": head.dropout,
     }
+
+
+def _write_config(path: Path, head: HeadConfig) -> None:
+    entries = json.loads(path.read_text()) | head_entries(head)
+    entries.pop(FOREIGN_PREFIX, None)
     path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
@@ -156,28 +187,18 @@ def publish_model(part: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     names = {path.name for path in part.iterdir()}
-    ours = ("model*.safetensors", "model.safetensors.index.json", f"{MEMBER}*", MEMBERS_FILE, OPTIONS_FILE)
-    for stale in [path for pattern in ours for path in target.glob(pattern)]:
+    for stale in [path for pattern in _OURS for path in target.glob(pattern)]:
         if stale.name not in names or stale.is_dir():
             remove(stale)
     for name in sorted(names, key=lambda name: name == "config.json"):
         (part / name).replace(target / name)
 
 
-def _load_head(model: RewardModel, folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(names):
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                keys = [key for key in file.keys() if key.startswith(HEAD_PREFIX)]  # noqa: SIM118
-                tensors |= {key.removeprefix(HEAD_PREFIX): file.get_tensor(key) for key in keys}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder / name} cannot be read ({error}); copy or train the model again") from error
+def load_head(model: RewardModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Put tensors, by their names in `RewardHead`, into a model's head. A ValueError names those that do not fit."""
     expected = model.head.state_dict()
-    what = f"reward head in {folder}"
     misshapen = {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}
-    check_loaded(what, expected.keys() - tensors.keys(), tensors.keys() - expected.keys(), misshapen)
+    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    check_loaded(f"reward head in {folder}", missing, unexpected, misshapen)
     with torch.no_grad():
         model.head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

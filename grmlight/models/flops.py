@@ -48,7 +48,7 @@ def model_flops(model: RewardModel, signals: frozenset[Signal]) -> ModelFlops | 
     token = sum(p.numel() * (6 if p.requires_grad else 4 if learns else 2) for p in weights)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) * config.num_hidden_layers
-    output = language_head(model.lm).weight
+    output = language_head(model.lm).weight if model.has_language_head else weights[0].new_empty(0)
     head = output.numel() * (6 if output.requires_grad else 4 if learns else 2)
     reference = Signal.REFERENCE_LOGPS in signals
     base = sum(p.numel() for p in weights if model.backbone_config.lora is None or not p.requires_grad)

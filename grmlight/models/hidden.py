@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from grmlight.data.batch import GroupBatch
+from grmlight.data.batch import GroupBatch, send
 from grmlight.models.attention import layout_mask
+
+SKIPPED_TOKEN = "vhead_skips_token"  # noqa: S105
+"""Entry of a config: the token that this model's own engine takes for padding, at a sequence's end too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,24 @@ def packed_states(decoder: nn.Module, batch: GroupBatch) -> HiddenStates:
         use_cache=False,
     )
     return HiddenStates(output.last_hidden_state[0], batch.last_N, batch.source_L)
+
+
+def before_skipped(batch: GroupBatch, token: int) -> GroupBatch:
+    """The batch with each reward read at the last token that is not `token`, as transformers' classifiers read it.
+
+    A model that was trained with its padding equal to its end-of-text token learned its rewards there.
+    """
+    device, layout = batch.last_N.device, batch.layout
+    prompts = [layout.prefix[response] for response in layout.responses]
+    start_N = send(torch.tensor([layout.bounds[response] for response in layout.responses]), device)
+    first_N = send(torch.tensor([layout.bounds[prompt] for prompt in prompts]), device)
+    prompt_N = send(torch.tensor([layout.bounds[prompt + 1] - 1 for prompt in prompts]), device)
+    places_T = torch.arange(len(batch.input_ids_T), device=device)
+    kept_T = places_T.where(batch.input_ids_T != token, -1).cummax(0).values
+    # A response of nothing else is read at its prompt's end; a text of nothing else at its last token.
+    own_N, before_N = kept_T[batch.last_N], kept_T[prompt_N.clamp(min=0)]
+    found_N = own_N.where(own_N >= start_N, before_N)
+    return dataclasses.replace(batch, last_N=found_N.where(found_N >= first_N, batch.last_N))
 
 
 def rotary_limit(config: PretrainedConfig) -> int | None:

@@ -1,4 +1,7 @@
-"""Any reward model of a folder: `kind` in its grmlight.json names the class that reads it."""
+"""Any reward model of a folder: `kind` in its grmlight.json names the class that reads it.
+
+A folder without one holds a plain reward model, in our layout or in that of somebody else (`grmlight.models.foreign`).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from grmlight.models import foreign
 from grmlight.models.checkpoint import OPTIONS_FILE as OPTIONS_FILE
 from grmlight.models.ensemble import EnsembleModel
-from grmlight.models.reward_model import RewardModel
 
 
 def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
@@ -19,7 +22,7 @@ def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
 
 
 _KINDS: dict[str, Callable[..., nn.Module]] = {
-    "reward": RewardModel.from_pretrained,
+    "reward": foreign.read,
     "ensemble": EnsembleModel.from_pretrained,
     "judge": _refuse_judge,
 }
@@ -30,7 +33,7 @@ def load_reward_model(folder: Path, **options: Any) -> nn.Module:
 
     Args:
         folder: a model folder.
-        options: see `RewardModel.from_pretrained`.
+        options: see `RewardModel.from_pretrained`; for an adapter also `base`, its base model's name or folder.
 
     Errors: ValueError in one line for an unknown kind, and as the class that reads it.
     """

@@ -25,9 +25,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grmlight.data.batch import GroupBatch
 from grmlight.models import checkpoint, gate
 from grmlight.models.attention import PACKED
-from grmlight.models.backbone import BackboneConfig, adapters_off, decoder, language_head, load_backbone, read_config
+from grmlight.models.backbone import (
+    BackboneConfig,
+    adapters_off,
+    decoder,
+    hidden_size,
+    keeps_language_head,
+    language_head,
+    load_backbone,
+    read_config,
+)
 from grmlight.models.heads import HeadConfig, RewardHead
-from grmlight.models.hidden import HiddenStates, packed_states, rotary_limit
+from grmlight.models.hidden import SKIPPED_TOKEN, HiddenStates, before_skipped, packed_states, rotary_limit
 from grmlight.models.logprobs import LogitTransform, token_logps
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
@@ -54,6 +63,8 @@ class RewardModel(nn.Module):
     Attributes:
         packed: whether it runs packed.
         bucketed: whether a batch that is not packed may take several forwards, one a length bucket.
+        skipped: a token at texts' ends before which the reward is read, as the classifier that the model came from
+            does.
         reward_shift, reward_scale: statistics for recentering: the forward returns (reward - shift) / scale.
 
     Raises:
@@ -85,8 +96,9 @@ class RewardModel(nn.Module):
             self._check_padded(backbone.name or config.model_type, gate.pads(config))
         self._logps_known = bool(gate.logps_agree(self.lm) if passed.logps is None else passed.logps)
         self._limit = rotary_limit(config)
+        self.skipped: int | None = getattr(config, SKIPPED_TOKEN, None)
         self._transform = LogitTransform.of(config)
-        self.head = RewardHead(language_head(self.lm).weight.shape[-1], self.head_config, seed)
+        self.head = RewardHead(hidden_size(self.lm), self.head_config, seed)
         self.register_buffer("reward_shift", torch.zeros((), dtype=torch.float32, device="cpu"))
         self.register_buffer("reward_scale", torch.ones((), dtype=torch.float32, device="cpu"))
         copies = reference and backbone.lora is None and not backbone.frozen
@@ -101,6 +113,11 @@ class RewardModel(nn.Module):
         assert isinstance(lm, PreTrainedModel)
         return lm
 
+    @property
+    def has_language_head(self) -> bool:
+        """Whether it can give log-probs at all: a sequence classifier has lost its LM head, unless that was tied."""
+        return keeps_language_head(self.lm.config)
+
     def forward(self, batch: GroupBatch, signals: frozenset[Signal] = frozenset()) -> Outputs:
         """Rewards of every response in the batch, and the signals asked for.
 
@@ -108,6 +125,11 @@ class RewardModel(nn.Module):
             ValueError: log-probs are asked for, and this model's LM head is of an unknown kind; or a sequence is so
                 long that it would change the rewards of the others.
         """
+        if not self.has_language_head and signals & (_LM_HEAD_SIGNALS | {Signal.REFERENCE_LOGPS}):
+            raise ValueError(
+                "this reward model came as a sequence classifier, without an LM head, so it has no log-probs; "
+                "train it without penalties on log-probs, or begin from its causal LM"
+            )
         if not self._logps_known and signals & (_LM_HEAD_SIGNALS | {Signal.REFERENCE_LOGPS}):
             raise ValueError(
                 f"{type(self.lm).__name__} computes its logits in a way that grmlight does not know; "
@@ -118,6 +140,8 @@ class RewardModel(nn.Module):
                 f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
                 f"depend on what else is in a batch; set max_length to {self._limit} or less"
             )
+        if self.skipped is not None:
+            batch = before_skipped(batch, self.skipped)
         # First, so that the adapters are back before anything is recorded for backward.
         reference_N = self._reference_logps(batch) if Signal.REFERENCE_LOGPS in signals else None
         states = self._states(self.lm, batch)
@@ -145,6 +169,8 @@ class RewardModel(nn.Module):
         Without one, an LM head of its own would get no gradient, which DDP refuses; so it is frozen. A head that is
         tied to the input embeddings, and every part of a frozen backbone or one with adapters, stays as it is.
         """
+        if not self.has_language_head:
+            return
         head = language_head(self.lm)
         tied = head.weight is self.lm.get_input_embeddings().weight
         if not tied and not self.backbone_config.frozen and self.backbone_config.lora is None:

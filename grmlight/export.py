@@ -54,7 +54,10 @@ def save_model(model: RewardModel, directory: Path, tokenizer: str, options: Pre
     kept = dataclasses.asdict(options)
     for name in ("stride", "offset", "limit", "flip", "flip_seed", "chat_template"):
         kept.pop(name)
-    write_json(directory / OPTIONS_FILE, {"prepare": kept})
+    # What a model of another kind wrote there about itself stays.
+    path = directory / OPTIONS_FILE
+    own = {} if type(model) is RewardModel else json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, own | {"prepare": kept})
 
 
 def export(source: Path, out: Path) -> Path:
@@ -85,7 +88,9 @@ def export(source: Path, out: Path) -> Path:
 
 
 def _copy_model(folder: Path, out: Path) -> None:
-    if "vhead_layer_type" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    if "vhead_layer_type" not in json.loads((folder / "config.json").read_text(encoding="utf-8")) and not _has_kind(
+        folder
+    ):
         raise ValueError(f"{folder}: is no reward model; give a run directory or one of its checkpoints")
     hidden = temporary_sibling(out)
     try:
@@ -93,6 +98,11 @@ def _copy_model(folder: Path, out: Path) -> None:
         publish_model(hidden, out)
     finally:
         remove(hidden)
+
+
+def _has_kind(folder: Path) -> bool:
+    path = folder / OPTIONS_FILE
+    return path.exists() and "kind" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _export_checkpoint(checkpoint: Path, out: Path) -> None:

@@ -64,6 +64,9 @@ class RewardModule(GroupModule):
     Source: GRM (arXiv 2406.10216).
     """
 
+    adapters = 1
+    """Sets of adapters that learn, where the backbone has any."""
+
     def __init__(
         self,
         backbone: str | BackboneConfig,
@@ -170,15 +173,18 @@ class RewardModule(GroupModule):
 
     def _build(self) -> RewardModel:
         _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))
-        model = RewardModel(
+        model = self._make_model()
+        model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
+        return model
+
+    def _make_model(self) -> RewardModel:
+        return RewardModel(
             self.backbone,
             self.head,
             reference=self._wants("copy"),
             packing=self.packing,
             seed=self.seed,
         )
-        model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
-        return model
 
     def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
         """Bradley-Terry loss of each group: the weighted mean over its comparisons."""
@@ -220,7 +226,7 @@ class RewardModule(GroupModule):
         if stage == "fit":
             _check_masters(self.backbone)
         if stage == "fit" and self.model is None:
-            rank_zero_info(training_memory(self.backbone).describe(self.trainer.world_size))
+            rank_zero_info(training_memory(self.backbone, self.adapters).describe(self.trainer.world_size))
         datamodule, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
         for name in ("val", "test"):
             sets = list(getattr(datamodule, f"{name}_sources", {}) or {name: ""})

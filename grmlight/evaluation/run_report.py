@@ -11,6 +11,7 @@ from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.metrics import wilson_interval
 from grmlight.evaluation.pair_figures import FIGURES
+from grmlight.evaluation.router_error import FIGURES as ROUTER_FIGURES
 
 
 class RunReport(Callback):
@@ -89,7 +90,7 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
             continue
         found = {key: float(value) for key, value in figures.items() if value is not None}
         found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["pairs"]))
-        figures = {key: trainer.callback_metrics.get(prefix + key) for key in FIGURES}
+        figures = {key: trainer.callback_metrics.get(prefix + key) for key in (*FIGURES, *ROUTER_FIGURES)}
         found |= {key: float(value) for key, value in figures.items() if value is not None}
         results[name] = found
         store = datamodule.prepared[name].store
@@ -120,6 +121,8 @@ def describe_results(results: dict[str, dict[str, float]]) -> str:
         f"{name:{width}}  accuracy {r['accuracy']:.3f}  95% interval [{r['low']:.3f}, {r['high']:.3f}]"
         f"  longer wins {r['longer_wins']:.3f}"
         + (f"  bag of words {r['bag_of_words']:.3f}" if "bag_of_words" in r else "")
+        + (f"  router error {r['router_error']:.3f}" if "router_error" in r else "")
+        + (f"  unseen categories {r['unseen_categories']:.0f}" if r.get("unseen_categories") else "")
         + f"  {r['pairs']:.0f} pairs"
         for name, r in results.items()
     )

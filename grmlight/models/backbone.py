@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -134,9 +134,7 @@ def load_backbone(
             dtype = getattr(torch, options.dtype)
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         if options.gradient_checkpointing:
-            # transformers renamed it within its fifth version.
-            enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable_checkpointing(lm)
         if options.frozen:
             lm.requires_grad_(False)
         return (lm if options.lora is None else _with_adapters(lm, options.lora)).train()
@@ -230,17 +228,35 @@ def _load(options: BackboneConfig, config: PretrainedConfig, attention: str | No
     return lm
 
 
-def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
+def adaptable(lm: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers by name whose names end with one of the targets.
+
+    Raises:
+        ValueError: there is none for some target; says which there are.
+    """
     output = language_head(lm)
     linear = {
         name: layer
         for name, layer in lm.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and layer is not output
     }
-    absent = [target for target in options.targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if absent or not options.targets:
+    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if absent or not targets:
         available = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ValueError(f"lora.targets: the model has no linear layers {absent}; it has {available}")
+    ends = tuple(f".{target}" for target in targets)
+    return {name: layer for name, layer in linear.items() if f".{name}".endswith(ends)}
+
+
+def enable_checkpointing(lm: PreTrainedModel, **options: Any) -> None:
+    """Compute activations again in backward; options as `torch.utils.checkpoint.checkpoint` takes them."""
+    # transformers renamed it within its fifth version.
+    enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **options})
+
+
+def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
+    linear = adaptable(lm, options.targets)
     adapters = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,

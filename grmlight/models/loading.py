@@ -9,12 +9,16 @@ from typing import Any
 
 from torch import nn
 
+from grmlight.models.experts import ExpertsModel
 from grmlight.models.reward_model import RewardModel
 
 OPTIONS_FILE = "grmlight.json"
 """What a model folder holds beside weights, config and tokenizer."""
 
-_KINDS: dict[str, Callable[..., nn.Module]] = {"reward": RewardModel.from_pretrained}
+_KINDS: dict[str, Callable[..., nn.Module]] = {
+    "reward": RewardModel.from_pretrained,
+    "experts": ExpertsModel.from_pretrained,
+}
 
 
 def load_reward_model(folder: Path, **options: Any) -> nn.Module:

@@ -46,8 +46,12 @@ class TrainingMemory:
         )
 
 
-def training_memory(options: BackboneConfig) -> TrainingMemory:
+def training_memory(options: BackboneConfig, adapters: int = 1) -> TrainingMemory:
     """Count on the meta device, where parameters have a shape and no storage.
+
+    Args:
+        options: the backbone.
+        adapters: how many sets of LoRA's adapters it has, if any.
 
     Errors: ValueError as `read_config`.
     """
@@ -66,7 +70,7 @@ def training_memory(options: BackboneConfig) -> TrainingMemory:
         for name, layer in lm.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and f".{name}".endswith(targets)
     ]
-    trainable = sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
+    trainable = adapters * sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
     return TrainingMemory(parameters, trainable, parameters * width + trainable * 16)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -15,13 +13,13 @@ from grmlight.models.reward_model import RewardModel
 
 
 def shard(model: RewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
-    """Shard each decoder layer, the reward head, and the rest, in place.
+    """Shard each decoder layer, the parts in float32, and the rest, in place.
 
     Args:
         model: on the CPU or on each rank's own device.
         mesh: the data-parallel mesh, of one axis.
         dtype: in which the layers are gathered and compute. The shards keep their own dtype, gradients are reduced in
-            float32, and the reward head stays in float32.
+            float32, and the heads stay in float32.
     """
     # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -30,7 +28,8 @@ def shard(model: RewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     # Ranks gather weights together, so they must run the layers equally often.
     model.bucketed = False
-    fully_shard(model.head, mesh=mesh)
+    for part in model.float32_parts():
+        fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
@@ -51,7 +50,6 @@ def gather(model: RewardModel) -> RewardModel | None:
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if torch.distributed.get_rank() != 0:
         return None
-    backbone = dataclasses.replace(model.backbone_config, pretrained=False, gradient_checkpointing=False)
-    whole = RewardModel(backbone, model.head_config, packing="auto" if model.packed else "never")
+    whole = model.like()
     whole.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("reference.")})
     return whole

@@ -11,6 +11,7 @@ Notable decisions:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 from typing import Any, Literal, Self
@@ -112,11 +113,7 @@ class RewardModel(nn.Module):
                 f"{type(self.lm).__name__} computes its logits in a way that grmlight does not know; "
                 "train it without penalties on log-probs"
             )
-        if self._limit is not None and (longest := batch.layout.longest) > self._limit:
-            raise ValueError(
-                f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
-                f"depend on what else is in a batch; set max_length to {self._limit} or less"
-            )
+        self._check_length(batch)
         # First, so that the adapters are back before anything is recorded for backward.
         reference_N = self._reference_logps(batch) if Signal.REFERENCE_LOGPS in signals else None
         states = self._states(self.lm, batch)
@@ -168,6 +165,22 @@ class RewardModel(nn.Module):
             ValueError: no reward model lies there, or its tensors do not fit; names them.
         """
         return checkpoint.load(cls, directory, options)
+
+    def float32_parts(self) -> list[nn.Module]:
+        """What stays in float32 where the layers compute in another dtype."""
+        return [self.head]
+
+    def like(self) -> Self:
+        """A model of the same shape with random weights, on the CPU, to load a state dict into."""
+        backbone = dataclasses.replace(self.backbone_config, pretrained=False, gradient_checkpointing=False)
+        return type(self)(backbone, self.head_config, packing="auto" if self.packed else "never")
+
+    def _check_length(self, batch: GroupBatch) -> None:
+        if self._limit is not None and (longest := batch.layout.longest) > self._limit:
+            raise ValueError(
+                f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
+                f"depend on what else is in a batch; set max_length to {self._limit} or less"
+            )
 
     def _check_padded(self, name: str, fault: str | None) -> None:
         """Refuse a model whose rewards would depend on the padding; without a verdict, look at the model itself."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
-from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, RewardModel
+from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, RewardModel, expert_files
 from grmlight.models.checkpoint import fingerprint, frozen_names
+from grmlight.models.experts import ExpertsModel
 
 DESCRIPTION = "grmlight_model"
 """The checkpoint's entry."""
@@ -41,6 +42,7 @@ def describe(model: RewardModel, tokenizer: str, options: PrepareOptions) -> dic
         "backbone": dataclasses.asdict(model.backbone_config),
         "config": json.loads(model.lm.config.to_json_string(use_diff=False)),
         "head": dataclasses.asdict(model.head_config),
+        "experts": expert_files.entries(model) if isinstance(model, ExpertsModel) else None,
         "packing": "auto" if model.packed else "never",
         "tokenizer": _tokenizer_files(tokenizer, options),
         "prepare": dataclasses.asdict(options) | {"chat_template": None},
@@ -89,7 +91,11 @@ def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> RewardModel:
         if not described["left_out"]:
             (Path(folder) / "config.json").write_text(json.dumps(described["config"]), encoding="utf-8")
             backbone |= {"name": folder, "pretrained": False, "config": None, "revision": None}
-        model = RewardModel(BackboneConfig(**backbone), HeadConfig(**described["head"]), packing=described["packing"])
+        config, packing = BackboneConfig(**backbone), described["packing"]
+        if described.get("experts"):
+            model = expert_files.build(ExpertsModel, config, described["experts"], {"packing": packing})
+        else:
+            model = RewardModel(config, HeadConfig(**described["head"]), packing=packing)
     frozen = check_frozen(model, {DESCRIPTION: described})
     whole = {name.removeprefix(_PREFIX): tensor for name, tensor in (tensors | frozen).items()}
     try:

@@ -72,6 +72,8 @@ class ExpertsModel(RewardModel):
     """
 
     head: ExpertHeads  # pyright: ignore[reportIncompatibleVariableOverride] - heads of many kinds
+    _first_T: Tensor
+    _count_T: Tensor
 
     def __init__(
         self,
@@ -85,7 +87,8 @@ class ExpertsModel(RewardModel):
         if backbone.lora is None:
             raise ValueError("experts are adapters on a frozen backbone; set backbone.lora (its defaults: {})")
         super().__init__(dataclasses.replace(backbone, lora=None, frozen=True), head, seed, packing=packing)
-        self.backbone_config, self.experts_config, self.phase = backbone, experts, phase
+        self.backbone_config, self.experts_config = backbone, experts
+        self.phase: PhaseName = phase
         hidden_size, counts = language_head(self.lm).weight.shape[-1], experts.counts
         self._switch = attach(self.lm, backbone.lora, len(counts), sum(counts), seed)
         if backbone.gradient_checkpointing:

@@ -75,7 +75,9 @@ def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(kill_at, material,
     train(tmp_path, *common, "--resume", str(checkpoint))
     assert losses(tmp_path) == losses(alone)
     expected = load_file(alone / "weights.safetensors")
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(tmp_path / "weights.safetensors").items())
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in load_file(tmp_path / "weights.safetensors").items()
+    )
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [([], 1), (["--fsdp"], 2), (["--fsdp", "--one_file"], 2)], ids=str)

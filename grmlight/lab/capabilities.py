@@ -1,4 +1,4 @@
-"""WorldExperts: the embedded world's pairs for a mixture of experts; topics are tasks, parts of the gold capabilities."""
+"""WorldExperts: the embedded world's pairs for experts. Topics are tasks, parts of the gold are capabilities."""
 
 from __future__ import annotations
 

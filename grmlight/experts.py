@@ -123,7 +123,7 @@ class ExpertsModule(RewardModule):
         """The regularizers', and where the router learns its cross-entropy, of logits."""
         found = super().penalties(outputs, batch)
         assert isinstance(outputs, ExpertsOutputs)
-        if outputs.route_logits_GT is not None:
+        if outputs.route_logits_GT is not None and batch.task_G is not None:
             values_G = F.cross_entropy(outputs.route_logits_GT, batch.task_G, reduction="none")
             found["router"] = Penalty(values_G, 1.0, convex=False)
         return found

@@ -29,17 +29,13 @@ def material(tmp_path_factory, byte_tokenizer):
         row = {"prompt": f"{task} {text(1, 9)}", "chosen": text(1, 15), "rejected": text(1, 15), "category": task}
         rows.append(row | ({"capability": draw.choice(TASKS[task])} if index % 3 == 0 else {}))
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ["--data", str(folder / "pairs.jsonl"), "--tokenizer", str(byte_tokenizer), "--experts", "--lora"] + [
-        "--epochs",
-        "1",
-        "--save_every",
-        "1000",
-    ]
+    options = "--experts --lora --epochs 1 --save_every 1000".split()
+    return ["--data", str(folder / "pairs.jsonl"), "--tokenizer", str(byte_tokenizer), *options]
 
 
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory):
-    """A run of one process, checkpoints kept at each step."""
+    """A run of one process, with dropout."""
     out = tmp_path_factory.mktemp("alone")
     train(out, *material, "--dropout", "0.1")
     return out
@@ -53,7 +49,11 @@ def steady(material, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("options", [[], ["--fsdp"], ["--fsdp", "--padded", "--recompute"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--fsdp"], pytest.param(["--fsdp", "--padded", "--recompute"], marks=pytest.mark.slow)],
+    ids=["ddp", "fsdp2", "fsdp2-padded-recompute"],
+)
 def test_processes_give_the_losses_and_weights_of_one(options, material, steady, tmp_path):
     train(tmp_path, *material, *options, ranks=2)
     one, two = losses(steady), losses(tmp_path)
@@ -74,13 +74,19 @@ def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(kill_at, material,
     checkpoint = find_checkpoint(str(tmp_path), training=True)
     train(tmp_path, *common, "--resume", str(checkpoint))
     assert losses(tmp_path) == losses(alone)
-    expected = load_file(alone / "weights.safetensors")
-    assert all(
-        torch.equal(tensor, expected[name]) for name, tensor in load_file(tmp_path / "weights.safetensors").items()
-    )
+    found, expected = (load_file(out / "weights.safetensors") for out in (tmp_path, alone))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [([], 1), (["--fsdp"], 2), (["--fsdp", "--one_file"], 2)], ids=str)
+@pytest.mark.parametrize(
+    ("strategy", "ranks"),
+    [
+        ([], 1),
+        pytest.param(["--fsdp"], 2, marks=pytest.mark.slow),
+        pytest.param(["--fsdp", "--one_file"], 2, marks=pytest.mark.slow),
+    ],
+    ids=["one", "fsdp2", "fsdp2-one-file"],
+)
 def test_phases_one_at_a_time_are_the_phases_of_one_run(strategy, ranks, material, steady, tmp_path):
     """Each run leaves a checkpoint where its phase ends, and the next one goes on from it."""
     common = [*material, *strategy]

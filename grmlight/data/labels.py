@@ -65,7 +65,7 @@ def group_labels(store: Store, source: str, tasks: Mapping[str, Sequence[str]], 
                 raise ValueError(f"{source}: row {row['row']} has category {category!r}, {_none_of('task', tasks)}")
             continue
         task_G[group] = numbers[category]
-        if capability in tasks[category]:
+        if capability is not None and capability in tasks[category]:
             capability_G[group] = list(tasks[category]).index(capability)
         elif capability is not None and strict:
             known = _none_of(f"capability of task {category!r}", tasks[category])

@@ -17,7 +17,9 @@ KEY = "OPENAI_API_KEY"
 """The environment variable whose value is sent as a bearer token, if it is set."""
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_LETTER = re.compile(r"\W*(?:answer\W+)?(?P<letter>[AB])\b(?!')", re.IGNORECASE)
+_LETTER = re.compile(r"\W*(?:answer\W+)?(?P<letter>[AB])(?:\W*$|\W*\n|[*\]).:,;])", re.IGNORECASE)
+"""A letter that stands alone: an article or an alternative is none."""
+
 _WORTH_ANOTHER_TRY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import torch
 
@@ -31,15 +32,16 @@ class LocalAsker:
         if self.device.type == "cuda":
             options = dataclasses.replace(options, dtype="bfloat16")
         self.tokenizer = load_tokenizer(model)
-        self.lm = load_backbone(options, read_config(options)).eval().to(self.device)
+        lm: Any = load_backbone(options, read_config(options)).eval()
+        self.lm = lm.to(self.device)
 
     @torch.inference_mode()
     def ask(self, question: Question) -> Letter | None:
         """The likelier letter; None if both are equally likely."""
         before, letters = self._tokens(question)
         ids = torch.tensor([before], device=self.device)
-        hidden_H = decoder(self.lm)(input_ids=ids, use_cache=False).last_hidden_state[0, -1]  # pyright: ignore[reportArgumentType]
-        logits_V = language_head(self.lm)(hidden_H).float()  # pyright: ignore[reportArgumentType]
+        hidden_H = decoder(self.lm)(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+        logits_V = language_head(self.lm)(hidden_H).float()
         # What an architecture does to its logits after this (scales, caps) keeps their order.
         difference = float(logits_V[letters[0]] - logits_V[letters[1]])
         return None if difference == 0 else "A" if difference > 0 else "B"

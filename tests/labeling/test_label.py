@@ -27,16 +27,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pairs(tmp_path):
-    rows = [
-        {
-            "id": f"p{i}",
-            "category": "chat" if i % 2 else "code",
-            "prompt": f"say {i}",
-            "chosen": "b" * (i + 1),
-            "rejected": "a",
-        }
-        for i in range(1, 9)
-    ]
+    sides = [{"prompt": f"say {i}", "chosen": "b" * (i + 1), "rejected": "a"} for i in range(1, 9)]
+    rows = [{"id": f"p{i}", "category": "chat" if i % 2 else "code"} | each for i, each in enumerate(sides, 1)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -112,7 +104,8 @@ def test_a_reply_that_follows_the_place_is_no_label(pairs, tmp_path):
         ("", None),
         ("Both", None),
         ("neither A nor B", None),
-        ("A/B", "A"),
+        ("A/B", None),
+        ("A better one is B.", None),
         ("I'd say A", None),
     ],
 )
@@ -145,9 +138,9 @@ def test_errors_that_pass_are_tried_again(monkeypatch):
 
 @pytest.mark.parametrize(("status", "tries"), [(401, 1), (500, 3)])
 def test_errors_that_stay_are_said_in_one_line(status, tries):
-    with serving(honest, faults=[status] * 9) as (url, requests):
-        with pytest.raises(ValueError, match=f"does not answer .status {status}"):
-            EndpointAsker(url, retries=2, pause=0.01).ask(Question("p", "bb", "a", "length", ""))
+    message = f"does not answer .status {status}"
+    with serving(honest, faults=[status] * 9) as (url, requests), pytest.raises(ValueError, match=message):
+        EndpointAsker(url, retries=2, pause=0.01).ask(Question("p", "bb", "a", "length", ""))
     assert len(requests) == tries
 
 
@@ -175,8 +168,6 @@ def test_a_run_that_was_stopped_goes_on(torn, pairs, tmp_path):
         label(pairs, out, CAPABILITIES, EndpointAsker(url, "judge"))
         expected = out.read_bytes()
         out.unlink()
-        port = url
-
         asker = EndpointAsker(url, "judge", parallel=1, retries=0)
         counted, true = [], asker.ask
 
@@ -199,7 +190,6 @@ def test_a_run_that_was_stopped_goes_on(torn, pairs, tmp_path):
         label(pairs, out, CAPABILITIES, again)
     assert len(asked) == 2 * (12 - 7)
     assert out.read_bytes() == expected
-    assert port == again.url.removesuffix("/chat/completions")
 
 
 def test_a_journal_of_other_questions_is_refused(pairs, tmp_path):

@@ -16,11 +16,13 @@ from grmlight.data.labels import group_labels
 from grmlight.evaluation.router_error import RouterError
 from grmlight.models import BackboneConfig, LoraOptions, Outputs
 from grmlight.models.expert_config import ExpertsConfig, PhaseName, Routing
+from grmlight.models.expert_files import entries
 from grmlight.models.experts import ExpertsModel, ExpertsOutputs
 from grmlight.models.flops import ModelFlops
 from grmlight.module import learning_rate_factor
 from grmlight.reward import RewardModule
 from grmlight.training.checkpoints import Checkpoints
+from grmlight.training.description import DESCRIPTION
 from grmlight.training.objective import Penalty
 from grmlight.training.phases import Phases, make_course
 from grmlight.training.sharding import UNSTEPPED
@@ -185,6 +187,9 @@ class ExpertsModule(RewardModule):
         """Also the phase, and which parameters no optimizer step has met yet."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_PHASE] = self._experts.phase
+        if described := checkpoint.get(DESCRIPTION):
+            # The rest of the description stays what it was; the phase does not.
+            checkpoint[DESCRIPTION] = described | {"experts": entries(self._experts)}
         states = [optimizer.state for optimizer in self.trainer.optimizers]
         learning = ((name, each) for name, each in self.named_parameters() if each.requires_grad)
         checkpoint[UNSTEPPED] = [name for name, each in learning if not any(each in state for state in states)]

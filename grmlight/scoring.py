@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from grmlight.data.labels import group_labels
 from grmlight.data.loader import GroupLoader
 from grmlight.data.prepare import Prepared, prepare
 from grmlight.evaluation.predictions import Prediction, predictions, write_predictions
 from grmlight.export import load_options, model_folder
-from grmlight.models import Scorer, load_reward_model
+from grmlight.models import ExpertsModel, Scorer, load_reward_model
 
 
 def score(model: Path, source: str, out: Path, pairs_per_batch: int = 64) -> Prepared:
@@ -45,8 +46,12 @@ def score(model: Path, source: str, out: Path, pairs_per_batch: int = 64) -> Pre
 
 def _scored(folder: Path, prepared: Prepared, pairs_per_batch: int) -> Iterator[Prediction]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scorer = Scorer(load_reward_model(folder).to(device))
-    loader = GroupLoader(prepared.store, pairs_per_batch)
+    model = load_reward_model(folder).to(device)
+    scorer, labels = Scorer(model), None
+    if isinstance(model, ExpertsModel):
+        config = model.experts_config
+        labels = group_labels(prepared.store, prepared.source, config.tasks, strict=config.routing == "given")
+    loader = GroupLoader(prepared.store, pairs_per_batch, labels=labels)
     for batch in tqdm(loader, desc="scoring", unit=" batches", delay=2):
         yield from predictions(scorer.score(batch.to(device)), batch)
 

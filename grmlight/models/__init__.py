@@ -7,6 +7,8 @@ from grmlight.models.backbone import LoraOptions as LoraOptions
 from grmlight.models.backbone import adapters_off as adapters_off
 from grmlight.models.backbone import load_backbone as load_backbone
 from grmlight.models.backbone import read_config as read_config
+from grmlight.models.expert_config import ExpertsConfig as ExpertsConfig
+from grmlight.models.experts import ExpertsModel as ExpertsModel
 from grmlight.models.gate import GateResult as GateResult
 from grmlight.models.gate import packs as packs
 from grmlight.models.heads import HeadConfig as HeadConfig

@@ -319,19 +319,19 @@ def test_mistakes_are_one_line_before_the_first_step(data, tmp_path, byte_tokeni
         Phases(task_share=1.0)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_other_phases_and_other_models_do_not_resume(data, tmp_path):
-    checkpoints = Checkpoints(tmp_path, every_n_train_steps=1, save_last=True)
-    short = Phases(Phase(steps=2), Phase(steps=1), Phase(steps=1))
-    trainer(checkpoints, max_steps=1, log_every_n_steps=1).fit(experts_module(phases=short), data())
-    with pytest.raises(ValueError, match="written with phases=.*this run has"):
-        trainer(Checkpoints(tmp_path / "other", every_n_train_steps=1)).fit(
-            experts_module(), data(), ckpt_path=tmp_path / "last.ckpt"
-        )
+    def keeping(**options):
+        checkpoints = Checkpoints(tmp_path, every_n_train_steps=1, save_last=True)
+        return trainer(checkpoints, log_every_n_steps=1, **options)
+
+    keeping(max_steps=1).fit(experts_module(phases=Phases(Phase(steps=2), Phase(steps=1), Phase(steps=1))), data())
+    resumed = {"ckpt_path": tmp_path / "last.ckpt"}
+    with pytest.raises(ValueError, match=r"written with phases=.*this run has"):
+        keeping().fit(experts_module(), data(), **resumed)
     lora = tiny_backbone("llama", lora=True, config={"vocab_size": 320})
     with pytest.raises(ValueError, match="of another model"):
-        trainer(Checkpoints(tmp_path / "other", every_n_train_steps=1)).fit(
-            RewardModule(lora), data(), ckpt_path=tmp_path / "last.ckpt"
-        )
+        keeping().fit(RewardModule(lora), data(), **resumed)
 
 
 def test_penalties_on_scores_join_every_phase(data):

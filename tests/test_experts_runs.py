@@ -66,6 +66,20 @@ def test_processes_give_the_losses_and_weights_of_one(options, material, steady,
     assert largest_difference(tmp_path, steady) < 1e-4
 
 
+def test_what_does_not_train_yet_stays_bit_identical_on_several_processes(material, tmp_path):
+    """DDP wants a gradient of everything; one of zero would let weight decay move it, and start its moments."""
+    for name, ranks in (("one", 1), ("two", 2)):
+        train(tmp_path / name, *material, "--stop_after", "task", ranks=ranks)
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    later = {name for name in one if ".adapters.expert." in name or name.startswith(("head.experts", "head.mixtures"))}
+    assert len(later) > 20
+    assert all(torch.equal(one[name], two[name]) for name in later)
+    checkpoint = read_checkpoint(find_checkpoint(str(tmp_path / "two"), training=True), training=True)
+    assert {f"model.{name}" for name in later} == set(checkpoint["grmlight_unstepped"])
+    (states,) = checkpoint["optimizer_states"]
+    assert len(states["state"]) == len(states["param_groups"][0]["params"]) - len(later)
+
+
 @pytest.mark.parametrize("kill_at", [2, 4, 7, 9, 11])
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(kill_at, material, alone, tmp_path):
     """Within and at the end of each phase; bit for bit, with dropout and weight decay."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import lightning.pytorch as L
 import numpy as np
@@ -341,3 +343,23 @@ def test_penalties_on_scores_join_every_phase(data):
         total = step["train/preference"] + 0.5 * step["train/score_l2"] + step.get("train/router", 0.0)
         assert step["train/loss"] == pytest.approx(total, rel=1e-5)
     assert len(made.logger.steps) == 3
+
+
+def test_the_shipped_configuration_trains_on_the_embedded_world(tmp_path, monkeypatch, capsys):
+    from grmlight import cli
+
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    configs = Path(__file__).parent.parent / "configs"
+    monkeypatch.chdir(tmp_path)
+    phases = [f"--model.init_args.phases.{name}.steps=2" for name in ("task", "experts", "mixture")]
+    trainer_options = ["--trainer.val_check_interval", "6", "--trainer.log_every_n_steps", "1"]
+    shown = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    files = ["--config", str(configs / "grm.yaml"), "--config", str(configs / "dmoerm.yaml")]
+    monkeypatch.setattr(sys, "argv", ["grmlight", "fit", *files, *phases, *trainer_options, *shown])
+    cli.main()
+    results = json.loads((tmp_path / "runs/grm/version_0/results.json").read_text())
+    assert 0 <= results["id"]["router_error"] <= 1
+    assert results["ood_topic"]["unseen_categories"] == 500
+    assert "router_error" not in results["ood_topic"]
+    assert "unseen categories 500" in capsys.readouterr().out
+    assert load_reward_model(tmp_path / "runs/grm/version_0/model").phase == "mixture"

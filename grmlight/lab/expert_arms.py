@@ -106,14 +106,13 @@ def _module(arm: Arm, files: WorldFiles, steps: int, seed: int) -> RewardModule:
     }
     if arm == "one":
         return RewardModule(backbone(48), **options)
-    tasks = {topic: list(CAPABILITIES) for topic in WANTS}
-    share = {"task": 0.4, "experts": 0.4, "mixture": 0.2}
+    tasks: dict[str, list[str]] = {topic: [*CAPABILITIES] for topic in WANTS}
     if arm == "outer":
         # The last two phases are a formality of a step each; the first one's models are evaluated.
         phases = Phases(Phase(steps=steps), Phase(steps=1), Phase(steps=1), task_share=0.95)
         return ExpertsModule(backbone(16), tasks, phases=phases, stop_after="task", **options)
-    parts_of = {name: Phase(steps=max(round(part * steps), 1)) for name, part in share.items()}
-    return ExpertsModule(backbone(4), tasks, phases=Phases(**parts_of), **options)
+    shares = [Phase(steps=max(round(share * steps), 1)) for share in (0.4, 0.4, 0.2)]
+    return ExpertsModule(backbone(4), tasks, phases=Phases(*shares), **options)
 
 
 def _training_row(files: WorldFiles, row: dict[str, Any], arm: Arm, turn: int, draw: float) -> dict[str, Any]:

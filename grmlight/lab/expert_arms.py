@@ -111,8 +111,8 @@ def _module(arm: Arm, files: WorldFiles, steps: int, seed: int) -> RewardModule:
         # The last two phases are a formality of a step each; the first one's models are evaluated.
         phases = Phases(Phase(steps=steps), Phase(steps=1), Phase(steps=1), task_share=0.95)
         return ExpertsModule(backbone(16), tasks, phases=phases, stop_after="task", **options)
-    shares = [Phase(steps=max(round(share * steps), 1)) for share in (0.4, 0.4, 0.2)]
-    return ExpertsModule(backbone(4), tasks, phases=Phases(*shares), **options)
+    task, experts, mixture = (Phase(steps=max(round(share * steps), 1)) for share in (0.4, 0.4, 0.2))
+    return ExpertsModule(backbone(4), tasks, phases=Phases(task, experts, mixture), **options)
 
 
 def _training_row(files: WorldFiles, row: dict[str, Any], arm: Arm, turn: int, draw: float) -> dict[str, Any]:

@@ -254,11 +254,41 @@ def run_ensemble(arguments: list[str]) -> None:
     print(f"ensemble of {len(given.models)}: {given.out}")
 
 
+def run_label(arguments: list[str]) -> None:
+    """`label FILE --out F --capabilities F --endpoint URL | --model DIR`."""
+    from grmlight.labeling import EndpointAsker, LocalAsker, label, read_capabilities
+
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight label",
+        description="Ask a language model which side of each pair is better in a capability; keep what it agrees on.",
+    )
+    parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
+    parser.add_argument("--out", type=Path, required=True, help="the pairs to write, a JSON line a label")
+    parser.add_argument("--capabilities", type=Path, required=True, help="YAML: {category: {capability: description}}")
+    parser.add_argument("--endpoint", type=str, help="an OpenAI-compatible API, as in http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", type=str, help="a folder or a hub name; with --endpoint the name it is served by")
+    parser.add_argument("--parallel", type=int, default=4, help="questions at once, to an endpoint")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an endpoint's reply")
+    parser.add_argument("--retries", type=int, default=5, help="further tries after an error that may pass")
+    given = parser.parse_args(arguments)
+    if not given.endpoint and not given.model:
+        raise ValueError("name the language model: --model DIR, or --endpoint URL")
+    capabilities = read_capabilities(given.capabilities)
+    if given.endpoint:
+        asker = EndpointAsker(given.endpoint, given.model, given.timeout, given.retries, given.parallel)
+    else:
+        asker = LocalAsker(given.model)
+    print(label(given.file, given.out, capabilities, asker).describe())
+    print(f"labels: {given.out}")
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
     "evaluate": ("measure a model on benchmarks and pair files", run_evaluate),
     "compare": ("put runs into the papers' tables", run_compare),
+    "label": ("let a language model label pairs for capabilities", run_label),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
     "ensemble": ("put trained reward models together", run_ensemble),
 }

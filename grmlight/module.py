@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
@@ -61,6 +62,8 @@ class GroupModule(L.LightningModule):
     """
 
     model: torch.nn.Module | None
+    own_terms: frozenset[str] = frozenset()
+    """Terms of the loss that a subclass adds, whose names no regularizer may have."""
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class GroupModule(L.LightningModule):
         attached = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
         self._regularizers = [other for other in self._regularizers if other in attached]
         self._entering &= {other.name for other in self._regularizers}
-        taken = {*RESERVED, *(other.name for other in self._regularizers)}
+        taken = {*RESERVED, *self.own_terms, *(other.name for other in self._regularizers)}
         if regularizer.name in taken:
             raise ValueError(
                 f"two terms of the loss are named {regularizer.name!r}; give one of the regularizers another `name`"
@@ -136,6 +139,11 @@ class GroupModule(L.LightningModule):
 
         Each term of an ensemble is the mean over its members of what the member alone would have.
         """
+        preference_G = _mean([self.preference(member, batch) for member in outputs.members or (outputs,)])
+        return objective(preference_G, self.penalties(outputs, batch), batch)
+
+    def penalties(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Penalty]:
+        """What is added to the preference loss, by name."""
         members, penalties = outputs.members or (outputs,), {}
         for each in self.regularizers:
             values = _mean([each.penalty(member, batch) for member in members])
@@ -146,7 +154,7 @@ class GroupModule(L.LightningModule):
                     "group, or a single one where per_group is False"
                 )
             penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
-        return objective(_mean([self.preference(member, batch) for member in members]), penalties, batch)
+        return penalties
 
     def memory_advice(self) -> list[str]:
         """What would make this run fit if it does not, the most effective first."""
@@ -224,7 +232,7 @@ class GroupModule(L.LightningModule):
         if batch.micro_batch + 1 < batch.packs:
             return
         self.meter.clock.start()
-        if self.global_step % self._log_every == 0:
+        if self.logs_at(self.global_step):
             self._log_training()
 
     def on_train_epoch_start(self) -> None:
@@ -254,10 +262,10 @@ class GroupModule(L.LightningModule):
             self._log_training()
         self._check_finite_weights()
 
-    @property
-    def _log_every(self) -> int:
-        steps: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
-        return steps or sys.maxsize
+    def logs_at(self, step: int) -> bool:
+        """Whether a line is logged after so many steps."""
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+        return step % (every or sys.maxsize) == 0
 
     def _log_training(self) -> None:
         """Hand what was measured to the loggers and the progress bar.
@@ -293,10 +301,12 @@ class GroupModule(L.LightningModule):
         """The optimizer over trainable parameters, with warm-up and schedule counted in optimizer steps."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup = math.ceil(self.warmup_ratio * steps)
-        factor = _learning_rate_factor(self.schedule, warmup, steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule_factor(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def schedule_factor(self, steps: int) -> Callable[[int], float]:
+        """The factor of the learning rate after so many of all `steps`."""
+        return learning_rate_factor(self.schedule, math.ceil(self.warmup_ratio * steps), steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the meter; terms or weights that are not finite are an error, so the last finite checkpoint stays."""
@@ -343,7 +353,7 @@ class GroupModule(L.LightningModule):
             loader.load_state_dict(self._resumed["loader"])
         if (meter := self._resumed.get("meter")) is not None:
             self.meter.load(meter, self._ranks, self.device)
-            if self.global_step > self.meter.since and self.global_step % self._log_every == 0:
+            if self.global_step > self.meter.since and self.logs_at(self.global_step):
                 self._log_training()
         self._resumed = {}
 
@@ -365,7 +375,9 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Any:
+def learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float]:
+    """A schedule over `steps` that first rises for `warmup` steps."""
+
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)

@@ -75,6 +75,9 @@ class RewardModule(GroupModule):
     Source: GRM (arXiv 2406.10216).
     """
 
+    adapters = 1
+    """Sets of adapters that learn, where the backbone has any."""
+
     def __init__(
         self,
         backbone: str | BackboneConfig,
@@ -192,15 +195,18 @@ class RewardModule(GroupModule):
 
     def _build(self) -> AnyRewardModel:
         _check_fit(read_config(self.backbone), getattr(self.trainer, "datamodule", None))
-        options: dict[str, Any] = {"reference": self._wants("copy"), "packing": self.packing, "seed": self.seed}
-        if self.ensemble is None:
-            model = RewardModel(self.backbone, self.head, **options)
-            if self.kept is not None:
-                self._go_on(self.kept, model)
-        else:
-            self._check_reference(self.ensemble)
-            model = EnsembleModel.build(self.backbone, self.head, self.ensemble, **options)
+        model = self._make_model()
         model.train_language_head(bool(self.signals & {Signal.LOGPS, Signal.CHOSEN_LOGPS}))
+        return model
+
+    def _make_model(self) -> AnyRewardModel:
+        options: dict[str, Any] = {"reference": self._wants("copy"), "packing": self.packing, "seed": self.seed}
+        if self.ensemble is not None:
+            self._check_reference(self.ensemble)
+            return EnsembleModel.build(self.backbone, self.head, self.ensemble, **options)
+        model = RewardModel(self.backbone, self.head, **options)
+        if self.kept is not None:
+            self._go_on(self.kept, model)
         return model
 
     def _check_reference(self, ensemble: EnsembleConfig) -> None:
@@ -281,7 +287,8 @@ class RewardModule(GroupModule):
         if stage == "fit" and self.ensemble is not None and getattr(self.trainer, "datamodule", None) is None:
             raise ValueError("an ensemble is recentered on the training pairs of a PairDataModule; train with one")
         if stage == "fit" and self.model is None:
-            rank_zero_info(training_memory(self.backbone, self.ensemble).describe(self.trainer.world_size))
+            memory = training_memory(self.backbone, self.ensemble, self.adapters)
+            rank_zero_info(memory.describe(self.trainer.world_size))
         datamodule, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
         for name in ("val", "test"):
             sets = list(getattr(datamodule, f"{name}_sources", {}) or {name: ""})

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from grmlight.data.labels import group_labels
 from grmlight.data.loader import GroupLoader
 from grmlight.data.prepare import Prepared, prepare
 from grmlight.evaluation.predictions import Prediction, predictions, write_predictions
 from grmlight.export import load_options, model_folder
-from grmlight.models import EnsembleModel, Scorer, load_reward_model
+from grmlight.models import EnsembleModel, ExpertsModel, Scorer, load_reward_model
 from grmlight.models.aggregation import Aggregation
 
 
@@ -65,8 +66,11 @@ def _load(folder: Path, aggregation: Aggregation | None, variance_weight: float 
 
 
 def _scored(model: nn.Module, prepared: Prepared, pairs_per_batch: int) -> Iterator[Prediction]:
-    scorer = Scorer(model)
-    loader = GroupLoader(prepared.store, pairs_per_batch)
+    scorer, labels = Scorer(model), None
+    if isinstance(model, ExpertsModel):
+        config = model.experts_config
+        labels = group_labels(prepared.store, prepared.source, config.tasks, strict=config.routing == "given")
+    loader = GroupLoader(prepared.store, pairs_per_batch, labels=labels)
     for batch in tqdm(loader, desc="scoring", unit=" batches", delay=2):
         found = scorer.outputs(batch)
         members_KN = None if found.rewards_KN is None else found.rewards_KN.float().cpu()

@@ -26,13 +26,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemWriter
 
-from grmlight import PairDataModule, PrepareOptions, RewardModule
+from grmlight import ExpertsModule, PairDataModule, PrepareOptions, RewardModule
 from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, gather
 from grmlight.regularizers import ScoreL2, TextGeneration
 from grmlight.training import checkpoints
 from grmlight.training.checkpoints import HIDDEN, Checkpoints
+from grmlight.training.phases import Phase, Phases
 from grmlight.training.sharding import FullySharded
 
 TINY = {
@@ -45,6 +46,10 @@ TINY = {
     "max_position_embeddings": 256,
     "vocab_size": 320,
 }
+
+
+TASKS = {"chat": ["clarity", "wit"], "code": ["style"]}
+"""Of the runs with experts: the categories and capabilities of their pairs."""
 
 
 class Run:
@@ -217,6 +222,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--one_file", action="store_true", help="of a sharded run, too")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--experts", action="store_true", help="a mixture of experts, in one epoch")
+    parser.add_argument("--stop_after", default=None, help="a phase of experts")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
     parser.add_argument("--ensemble", default=None, help="members of an ensemble of 3, its minimum")
@@ -257,14 +264,18 @@ def main(arguments: list[str]) -> None:
     if given.kill_in:
         moment, count = given.kill_in.split(":")
         kill_inside(moment, int(count))
-    module = (MeanOfEachPack if given.mean else RewardModule)(
-        backbone(given),
-        HeadConfig(kind="mlp", width=16, dropout=given.dropout),
-        packing="never" if given.padded else "auto",
-        seed=given.seed,
-        ensemble=EnsembleConfig(3, given.ensemble, "wco", reference_pairs=10) if given.ensemble else None,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-    )
+    options = {
+        "head": HeadConfig(kind="mlp", width=16, dropout=given.dropout),
+        "packing": "never" if given.padded else "auto",
+        "seed": given.seed,
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    }
+    if given.experts:
+        phases = Phases(Phase(steps=4), Phase(steps=5, rate=2.0), Phase(steps=4))
+        module = ExpertsModule(backbone(given), TASKS, phases=phases, stop_after=given.stop_after, **options)
+    else:
+        ensemble = EnsembleConfig(3, given.ensemble, "wco", reference_pairs=10) if given.ensemble else None
+        module = (MeanOfEachPack if given.mean else RewardModule)(backbone(given), ensemble=ensemble, **options)
     data = PairDataModule(
         train=given.data, tokenizer=given.tokenizer, prepare=PrepareOptions(max_length=200), pairs_per_step=6
     )
@@ -279,7 +290,7 @@ def main(arguments: list[str]) -> None:
         log_every_n_steps=given.log_every,
         logger=StepLogger(given.out),
         callbacks=[
-            TextGeneration(0.1),
+            *([] if given.experts else [TextGeneration(0.1)]),
             ScoreL2(0.01),
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),

@@ -93,6 +93,9 @@ class GroupBatch:
         paired: whether each group is one comparison, as the host knows it: means over groups then need no sums.
         reference_logps_N: the log-prob of each response's scored tokens under the start model, in nats, where it was
             computed before training (`grmlight.training.reference`).
+        task_G: the task of each group, or -1 where it has none that is known; None where nobody asked
+            (`grmlight.data.labels`).
+        capability_G: likewise the capability within that task which its comparison was labeled for.
         chosen_L: which of the L scored tokens belong to better responses. Made while the batch is on the CPU: selecting
             by a mask would wait for the device.
     """
@@ -120,6 +123,8 @@ class GroupBatch:
     repeated: bool = False
     paired: bool = False
     reference_logps_N: Float[Tensor, " N"] | None = None
+    task_G: Int[Tensor, " G"] | None = None
+    capability_G: Int[Tensor, " G"] | None = None
     chosen_L: Int[Tensor, " l"] = None  # pyright: ignore[reportAssignmentType] - made from the others
 
     def __post_init__(self) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from grmlight.data.course import Course, CourseLoader
 from grmlight.data.files import cache_directory
+from grmlight.data.labels import GroupLabels
 from grmlight.data.loader import GroupLoader, TrainingLoader
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import Prepared, prepare
@@ -33,6 +35,8 @@ class PairDataModule(L.LightningDataModule):
     Attributes:
         prepared: the stores by the names of their sets; the training pairs' is "train".
         reference_logps: of the training pairs' responses; set by a module that computed them for this run.
+        labels: tasks and capabilities of the sets' groups, by the sets' names; set by a module that needs them.
+        course: the phases of the training, which then is one epoch; set by a module that has phases.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class PairDataModule(L.LightningDataModule):
         self.seed = seed
         self.prepared: dict[str, Prepared] = {}
         self.reference_logps: ResponseValues | None = None
+        self.labels: dict[str, GroupLabels] = {}
+        self.course: Course | None = None
 
     @property
     def val_sources(self) -> dict[str, str]:
@@ -91,8 +97,8 @@ class PairDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the stores."""
-        # They are of one run's start model; the next run may have another.
-        self.reference_logps = None
+        # They are of one run's model; the next run may have another.
+        self.reference_logps, self.labels, self.course = None, {}, None
         self._prepare(stage)
 
     def _prepare(self, stage: str | None) -> None:
@@ -107,14 +113,16 @@ class PairDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Packs in the order of (seed, epoch)."""
-        return TrainingLoader(
-            self.prepared["train"].store,
-            self.pairs_per_step,
-            packs=self.trainer.accumulate_grad_batches if self.trainer else 1,
-            seed=self.seed,
-            reference_logps=self.reference_logps,
-            **self._place(),
-        )
+        options: dict[str, Any] = {
+            "packs": self.trainer.accumulate_grad_batches if self.trainer else 1,
+            "seed": self.seed,
+            "reference_logps": self.reference_logps,
+            "labels": self.labels.get("train"),
+        } | self._place()
+        store = self.prepared["train"].store
+        if self.course is not None:
+            return CourseLoader(self.course, store, self.pairs_per_step, **options)
+        return TrainingLoader(store, self.pairs_per_step, **options)
 
     def val_dataloader(self) -> list[GroupLoader]:
         """One loader a validation set, in the order of `val_sources`."""
@@ -129,7 +137,10 @@ class PairDataModule(L.LightningDataModule):
         return self._evaluation_loaders(self.test_sources)
 
     def _evaluation_loaders(self, sources: dict[str, str]) -> list[GroupLoader]:
-        return [GroupLoader(self.prepared[name].store, self.eval_pairs, **self._place()) for name in sources]
+        return [
+            GroupLoader(self.prepared[name].store, self.eval_pairs, labels=self.labels.get(name), **self._place())
+            for name in sources
+        ]
 
     def _place(self) -> dict[str, Any]:
         if self.trainer is None:

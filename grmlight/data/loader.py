@@ -3,7 +3,8 @@
 Notable decisions:
 
 - The order is a pure function of (store, seed, epoch); the deal of (order, pairs_per_step, ranks, packs).
-- Numbers of the store's responses that a run computed (`grmlight.data.sidecar`) travel with the packs.
+- Numbers of the store's responses that a run computed (`grmlight.data.sidecar`) travel with the packs, as do the
+  groups' tasks and capabilities (`grmlight.data.labels`).
 - The state moves on before a step's last pack is handed out: Lightning stops after that many packs and never asks for
   one more, and a checkpoint is written only then.
 """
@@ -18,6 +19,7 @@ import numpy as np
 
 from grmlight._data_rs import Store, deal_step, epoch_order
 from grmlight.data.batch import GroupBatch
+from grmlight.data.labels import GroupLabels
 from grmlight.data.sidecar import ResponseValues
 
 
@@ -49,6 +51,7 @@ class GroupLoader:
         packs: packs a step for each rank: `accumulate_grad_batches` in training, 1 in evaluation.
         seed: seed of the order; None goes through the store as it is.
         reference_logps: of the store's responses; each pack carries those of its own.
+        labels: tasks and capabilities of the store's groups; likewise.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class GroupLoader:
         packs: int = 1,
         seed: int | None = None,
         reference_logps: ResponseValues | None = None,
+        labels: GroupLabels | None = None,
     ) -> None:
         if pairs_per_step < 1:
             raise ValueError(f"pairs_per_step must be at least 1, got {pairs_per_step}")
@@ -68,6 +72,7 @@ class GroupLoader:
         self.rank, self.ranks, self.packs = rank, ranks, packs
         self.seed = seed
         self.reference_logps = reference_logps
+        self.labels = labels
         self.costs = store.costs
         self._epoch = 0
         self._steps = 0
@@ -90,16 +95,21 @@ class GroupLoader:
         """What the packs hold, in the order of the iteration, without packing anything."""
         order = self._order(self._epoch)
         for step in range(self._steps, self.steps_per_epoch):
-            groups = order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
-            shares = deal_step(self.costs[groups], self.ranks, self.packs)[self.rank]
-            for pack, (positions, counts) in enumerate(shares):
-                yield Deal(groups[positions], counts, len(groups), step, pack)
+            yield from self._shares(order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step], step)
+
+    def _shares(self, groups: np.ndarray, step: int) -> Iterator[Deal]:
+        """This rank's packs of a step."""
+        shares = deal_step(self.costs[groups], self.ranks, self.packs)[self.rank]
+        for pack, (positions, counts) in enumerate(shares):
+            yield Deal(groups[positions], counts, len(groups), step, pack)
 
     def batch(self, deal: Deal) -> GroupBatch:
         """Pack a deal."""
         arrays = self.store.pack(deal.groups, deal.counts)
         if self.reference_logps is not None:
             arrays["reference_logps_N"] = self.reference_logps.of(deal.groups)
+        if self.labels is not None:
+            arrays |= self.labels.of(deal.groups)
         return GroupBatch.from_arrays(
             arrays, deal.groups_in_step, step=deal.step, micro_batch=deal.micro_batch, packs=self.packs
         )

@@ -8,7 +8,9 @@ files, `hf://datasets/...`.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -53,6 +55,34 @@ def as_json_lines(source: str, scratch: Path) -> Iterator[str]:
         yield str(converted)
     finally:
         converted.unlink(missing_ok=True)
+
+
+def read_column(source: str, name: str) -> dict[int, str]:
+    """A column of a source that stores do not keep: its texts by row number, counted as everywhere from 1.
+
+    Errors: ValueError in one line for what cannot be found or read.
+    """
+    path = Path(source)
+    if not path.is_file() or path.suffix == ".parquet":
+        rows = itertools.chain.from_iterable(_batches(source))
+        return {number: row[name] for number, row in enumerate(rows, 1) if _is_text(row.get(name))}
+    key, found = json.dumps(name), {}
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            # Reading JSON takes long, and most files have no such column.
+            if key in line and _is_text(text := _entry(line, name)):
+                found[number] = text
+    return found
+
+
+def _entry(line: str, name: str) -> Any:
+    with contextlib.suppress(ValueError, AttributeError):
+        return json.loads(line).get(name)
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from grmlight.evaluation.disagreement import DISAGREEMENT
 from grmlight.evaluation.metrics import wilson_interval
 from grmlight.evaluation.pair_figures import FIGURES
 from grmlight.evaluation.ranks import from_all_ranks
+from grmlight.evaluation.router_error import FIGURES as ROUTER_FIGURES
 from grmlight.evaluation.rows import Rows, row_counts, rows_file, rows_of, write_rows
 
 
@@ -164,7 +165,8 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
             continue
         found = {key: float(value) for key, value in figures.items() if value is not None}
         found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["groups"]))
-        figures = {key: trainer.callback_metrics.get(prefix + key) for key in (*FIGURES, *DISAGREEMENT)}
+        named = (*FIGURES, *DISAGREEMENT, *ROUTER_FIGURES)
+        figures = {key: trainer.callback_metrics.get(prefix + key) for key in named}
         found |= {key: float(value) for key, value in figures.items() if value is not None}
         results[name] = found
         store, report = datamodule.prepared[name].store, datamodule.prepared[name].report
@@ -199,6 +201,8 @@ def describe_results(results: dict[str, dict[str, float]]) -> str:
         f"{name:{width}}  accuracy {r['accuracy']:.3f}  95% interval [{r['low']:.3f}, {r['high']:.3f}]"
         f"  longer wins {r['longer_wins']:.3f}"
         + (f"  bag of words {r['bag_of_words']:.3f}" if "bag_of_words" in r else "")
+        + (f"  router error {r['router_error']:.3f}" if "router_error" in r else "")
+        + (f"  unseen categories {r['unseen_categories']:.0f}" if r.get("unseen_categories") else "")
         + f"  {r['pairs']:.0f} pairs"
         for name, r in results.items()
     )

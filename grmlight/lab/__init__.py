@@ -1,5 +1,6 @@
 """The laboratory: an embedded world with an exact gold reward, small enough to train on any machine."""
 
+from grmlight.lab.capabilities import WorldExperts as WorldExperts
 from grmlight.lab.datamodule import WorldData as WorldData
 from grmlight.lab.files import WorldFiles, world_files
 from grmlight.lab.gold import Gold

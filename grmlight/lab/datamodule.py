@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.options import PrepareOptions
-from grmlight.lab.files import world_files
+from grmlight.lab.files import WorldFiles, world_files
 
 
 class WorldData(PairDataModule):
@@ -42,6 +44,9 @@ class WorldData(PairDataModule):
     def _prepare(self, stage: str | None) -> None:
         files = world_files(self.world)
         self.tokenizer = str(files.tokenizer)
-        self.train = str(files.train)
+        self.train = str(self._training_file(files))
         self.val = {name: str(path) for name, path in files.tests.items() if name == "id" or name.startswith("ood_")}
         super()._prepare(stage)
+
+    def _training_file(self, files: WorldFiles) -> Path:
+        return files.train

@@ -10,6 +10,8 @@ from grmlight.models.backbone import read_config as read_config
 from grmlight.models.ensemble import AnyRewardModel as AnyRewardModel
 from grmlight.models.ensemble import EnsembleModel as EnsembleModel
 from grmlight.models.ensemble_config import EnsembleConfig as EnsembleConfig
+from grmlight.models.expert_config import ExpertsConfig as ExpertsConfig
+from grmlight.models.experts import ExpertsModel as ExpertsModel
 from grmlight.models.gate import GateResult as GateResult
 from grmlight.models.gate import packs as packs
 from grmlight.models.heads import HeadConfig as HeadConfig

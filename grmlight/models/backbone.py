@@ -162,9 +162,7 @@ def load_backbone(
         if not keeps_language_head(config):
             lm.set_output_embeddings(None)
         if options.gradient_checkpointing:
-            # transformers renamed it within its fifth version.
-            enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
-            enable({"use_reentrant": False, "context_fn": _same_adapter})
+            enable_checkpointing(lm, context_fn=_same_adapter)
         if options.frozen:
             lm.requires_grad_(False)
     if options.lora is None:
@@ -348,17 +346,35 @@ def _only_bin(name: str) -> bool:
     return bool([*folder.glob("pytorch_model*.bin")]) and not [*folder.glob("*.safetensors")]
 
 
-def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
+def adaptable(lm: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers by name whose names end with one of the targets.
+
+    Raises:
+        ValueError: there is none for some target; says which there are.
+    """
     output = lm.get_output_embeddings()
     linear = {
         name: layer
         for name, layer in lm.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and layer is not output
     }
-    absent = [target for target in options.targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if absent or not options.targets:
+    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if absent or not targets:
         available = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ValueError(f"lora.targets: the model has no linear layers {absent}; it has {available}")
+    ends = tuple(f".{target}" for target in targets)
+    return {name: layer for name, layer in linear.items() if f".{name}".endswith(ends)}
+
+
+def enable_checkpointing(lm: PreTrainedModel, **options: Any) -> None:
+    """Compute activations again in backward; options as `torch.utils.checkpoint.checkpoint` takes them."""
+    # transformers renamed it within its fifth version.
+    enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **options})
+
+
+def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
+    linear = adaptable(lm, options.targets)
     adapters = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,

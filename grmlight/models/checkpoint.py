@@ -42,7 +42,7 @@ MEMBER, MEMBERS_FILE = "member-", "members.safetensors"
 
 _OURS = (
     *("model*.safetensors", "model.safetensors.index.json", f"{MEMBER}*", MEMBERS_FILE, OPTIONS_FILE),
-    *("adapter_*", "v_head.safetensors", "modeling_grm.py"),
+    *("adapter_*", "v_head.safetensors", "modeling_grm.py", "experts.safetensors"),
 )
 """What another layout leaves, and would be read in place of this one."""
 

@@ -226,6 +226,15 @@ class EnsembleModel(nn.Module):
             assert isinstance(trunk, RewardModel)
             trunk.train_language_head(train)
 
+    @property
+    def scoring_passes(self) -> int:
+        """Forwards of a backbone that a response takes."""
+        return 1 if self.config.members == "heads" else self.config.size
+
+    def float32_parts(self) -> list[nn.Module]:
+        """See `RewardModel.float32_parts`."""
+        return [part for part in self.modules() if isinstance(part, RewardHead)]
+
     def blank(self) -> Self:
         """See `RewardModel.blank`."""
         return type(self)([trunk.blank() for trunk in self.trunks if isinstance(trunk, RewardModel)], self.config)

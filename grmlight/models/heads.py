@@ -43,7 +43,18 @@ class HeadConfig:
             raise ValueError(f"head dropout must be in [0, 1), got {self.dropout}")
 
 
-class RewardHead(nn.Module):
+class InFloat32(nn.Module):
+    """A module whose parameters keep their dtype, whatever `.to(dtype)` and the like ask for."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_dtype(tensor: Tensor) -> Any:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+
+class RewardHead(InFloat32):
     """Dropout, then a linear layer or an MLP with one output. Source: GRM (arXiv 2406.10216), released code.
 
     Args:
@@ -57,27 +68,20 @@ class RewardHead(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.dropout = nn.Dropout(config.dropout)
         if config.kind == "linear":
-            self.summary: nn.Module = _linear(hidden_size, 1, generator)
+            self.summary: nn.Module = linear(hidden_size, 1, generator)
             return
         blocks: list[nn.Module] = []
         for layer in range(config.layers):
-            blocks += [_linear(config.width if layer else hidden_size, config.width, generator), nn.ReLU()]
-        self.summary = nn.Sequential(*blocks, _linear(config.width, 1, generator))
+            blocks += [linear(config.width if layer else hidden_size, config.width, generator), nn.ReLU()]
+        self.summary = nn.Sequential(*blocks, linear(config.width, 1, generator))
 
     def forward(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
         """One float32 reward for each hidden state."""
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return self.summary(self.dropout(hidden_NH.float())).squeeze(-1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keep_dtype(tensor: Tensor) -> Any:
-            changed = fn(tensor)
-            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
 
-        return super()._apply(keep_dtype, recurse)
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer with torch's default bounds, drawn from `generator`."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device="cpu", dtype=torch.float32)
     assert isinstance(layer, nn.Linear)

@@ -15,6 +15,7 @@ from torch import nn
 from grmlight.models import foreign
 from grmlight.models.checkpoint import OPTIONS_FILE as OPTIONS_FILE
 from grmlight.models.ensemble import EnsembleModel
+from grmlight.models.experts import ExpertsModel
 
 
 def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
@@ -24,6 +25,7 @@ def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
 _KINDS: dict[str, Callable[..., nn.Module]] = {
     "reward": foreign.read,
     "ensemble": EnsembleModel.from_pretrained,
+    "experts": ExpertsModel.from_pretrained,
     "judge": _refuse_judge,
 }
 

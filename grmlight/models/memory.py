@@ -47,8 +47,15 @@ class TrainingMemory:
         )
 
 
-def training_memory(options: BackboneConfig, ensemble: EnsembleConfig | None = None) -> TrainingMemory:
+def training_memory(
+    options: BackboneConfig, ensemble: EnsembleConfig | None = None, adapters: int = 1
+) -> TrainingMemory:
     """Count on the meta device, where parameters have a shape and no storage.
+
+    Args:
+        options: the backbone.
+        ensemble: its members, if it is one.
+        adapters: how many sets of LoRA's adapters it has, if any.
 
     Errors: ValueError as `read_config`.
     """
@@ -68,7 +75,7 @@ def training_memory(options: BackboneConfig, ensemble: EnsembleConfig | None = N
         for name, layer in lm.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and f".{name}".endswith(targets)
     ]
-    sets = ensemble.size if ensemble and ensemble.members == "adapters" else copies
+    sets = adapters * (ensemble.size if ensemble and ensemble.members == "adapters" else copies)
     trainable = sets * sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
     return TrainingMemory(parameters, trainable, parameters * width + trainable * 16)
 

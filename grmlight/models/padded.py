@@ -6,6 +6,7 @@ The mask comes from the segment bounds, so the id of the padding does not matter
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,16 @@ MAX_PADDED = 1.25
 """A bucket holds at most this many times its real tokens."""
 
 
-def padded_states(decoder: nn.Module, batch: GroupBatch, bucketed: bool = True) -> HiddenStates:
+def padded_states(
+    decoder: nn.Module, batch: GroupBatch, bucketed: bool = True, place: Callable[[Tensor], None] | None = None
+) -> HiddenStates:
     """Run each response behind a copy of its prompt, with the model's own attention.
 
-    Unless `bucketed`, in one forward whatever the lengths.
+    Args:
+        decoder: the causal LM without its LM head.
+        batch: the groups.
+        bucketed: in one forward a length bucket; otherwise in a single one.
+        place: told before each forward which token of the pack lies where, [B, W].
     """
     spans = _spans(batch.layout)
     lengths = [sum(end - start for start, end in span) for span in spans]
@@ -29,6 +36,8 @@ def padded_states(decoder: nn.Module, batch: GroupBatch, bucketed: bool = True) 
     for bucket in length_buckets(lengths, MAX_PADDED if bucketed else math.inf):
         width = lengths[bucket[0]]
         token_BW, mask_BW = _rows([spans[response] for response in bucket], width, batch.input_ids_T.device)
+        if place is not None:
+            place(token_BW)
         output = decoder(input_ids=batch.input_ids_T[token_BW], attention_mask=mask_BW, use_cache=False)
         states.append(output.last_hidden_state.flatten(0, 1))
         for response in bucket:

@@ -12,20 +12,19 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from grmlight.models.ensemble import AnyRewardModel
-from grmlight.models.heads import RewardHead
 from grmlight.models.reward_model import RewardModel
 
 Model = TypeVar("Model", bound=AnyRewardModel)
 
 
 def shard(model: AnyRewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
-    """Shard each decoder layer, each reward head, and the rest, in place.
+    """Shard each decoder layer, the parts in float32, and the rest, in place.
 
     Args:
         model: on the CPU or on each rank's own device.
         mesh: the data-parallel mesh, of one axis.
         dtype: in which the layers are gathered and compute. The shards keep their own dtype, gradients are reduced in
-            float32, and the reward heads stay in float32.
+            float32, and the heads stay in float32.
     """
     # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -35,8 +34,8 @@ def shard(model: AnyRewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.fl
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
         # Ranks gather weights together, so they must run the layers equally often.
         part.bucketed = False
-    for head in [part for part in model.modules() if isinstance(part, RewardHead)]:
-        fully_shard(head, mesh=mesh)
+    for part in model.float32_parts():
+        fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

@@ -135,11 +135,7 @@ class RewardModel(nn.Module):
                 f"{type(self.lm).__name__} computes its logits in a way that grmlight does not know; "
                 "train it without penalties on log-probs"
             )
-        if self._limit is not None and (longest := batch.layout.longest) > self._limit:
-            raise ValueError(
-                f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
-                f"depend on what else is in a batch; set max_length to {self._limit} or less"
-            )
+        self._check_length(batch)
         if self.skipped is not None:
             batch = before_skipped(batch, self.skipped)
         # First, so that the adapters are back before anything is recorded for backward.
@@ -204,6 +200,17 @@ class RewardModel(nn.Module):
             ValueError: no reward model lies there, or its tensors do not fit; names them.
         """
         return checkpoint.load(cls, directory, options)
+
+    def float32_parts(self) -> list[nn.Module]:
+        """What stays in float32 where the layers compute in another dtype."""
+        return [self.head]
+
+    def _check_length(self, batch: GroupBatch) -> None:
+        if self._limit is not None and (longest := batch.layout.longest) > self._limit:
+            raise ValueError(
+                f"a sequence has {longest} tokens; beyond {self._limit} this model's rotary scaling would make rewards "
+                f"depend on what else is in a batch; set max_length to {self._limit} or less"
+            )
 
     def _check_padded(self, name: str, fault: str | None) -> None:
         """Refuse a model whose rewards would depend on the padding; without a verdict, look at the model itself."""

@@ -82,6 +82,10 @@ class Checkpoints(ModelCheckpoint):
     def _should_save_on_exception(self, trainer: Trainer) -> bool:
         return not self._within_step and super()._should_save_on_exception(trainer)
 
+    def keep(self, trainer: Trainer) -> None:
+        """Save this step, which is complete, as the newest one, whatever the interval is."""
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     @property
     def _folder(self) -> Path:
         assert self.dirpath is not None

@@ -27,8 +27,10 @@ from grmlight.models import (
     HeadConfig,
     LoraOptions,
     RewardModel,
+    expert_files,
 )
 from grmlight.models.checkpoint import fingerprint, frozen_names
+from grmlight.models.experts import ExpertsModel
 
 DESCRIPTION = "grmlight_model"
 """The checkpoint's entry."""
@@ -49,6 +51,7 @@ def describe(model: AnyRewardModel, tokenizer: str, options: PrepareOptions) -> 
         "backbone": dataclasses.asdict(model.backbone_config),
         "config": json.loads(model.lm.config.to_json_string(use_diff=False)),
         "head": dataclasses.asdict(model.head_config),
+        "experts": expert_files.entries(model) if isinstance(model, ExpertsModel) else None,
         "packing": "auto" if model.packed else "never",
         "ensemble": dataclasses.asdict(model.config) if isinstance(model, EnsembleModel) else None,
         "tokenizer": _tokenizer_files(tokenizer, options),
@@ -98,11 +101,14 @@ def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> AnyRewardMod
         if not described["left_out"]:
             (Path(folder) / "config.json").write_text(json.dumps(described["config"]), encoding="utf-8")
             backbone |= {"name": folder, "pretrained": False, "config": None, "revision": None}
-        made = BackboneConfig(**backbone), HeadConfig(**described["head"])
-        if ensemble := described.get("ensemble"):
-            model = EnsembleModel.build(*made, EnsembleConfig(**ensemble), packing=described["packing"])
+        config, packing = BackboneConfig(**backbone), described["packing"]
+        if described.get("experts"):
+            model = expert_files.build(ExpertsModel, config, described["experts"], {"packing": packing})
+        elif ensemble := described.get("ensemble"):
+            head = HeadConfig(**described["head"])
+            model = EnsembleModel.build(config, head, EnsembleConfig(**ensemble), packing=packing)
         else:
-            model = RewardModel(*made, packing=described["packing"])
+            model = RewardModel(config, HeadConfig(**described["head"]), packing=packing)
     frozen = check_frozen(model, {DESCRIPTION: described})
     whole = {name.removeprefix(_PREFIX): tensor for name, tensor in (tensors | frozen).items()}
     try:

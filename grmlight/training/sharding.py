@@ -4,7 +4,8 @@ Notable decisions:
 
 - A checkpoint loads at any number of ranks, from a folder of shards or from a single file, whichever strategy wrote it.
 - Names and shapes are compared before the first tensor is read, so a checkpoint of another model is one line.
-- Optimizer states are matched by the parameters' names, so frozen ones may lie between those that train.
+- Optimizer states are matched by the parameters' names, so frozen ones may lie between those that train, and those that
+  no step has met yet have none: a module says which, since torch would make states up for them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from grmlight.training.description import left_out
 
 USE_FSDP2 = "FSDP1 is not offered; drop the strategy and append --config configs/fsdp.yaml, which is FSDP2"
 _SHARDED = "grmlight.training.sharding.FullySharded"
-_WHOLE = StateDictOptions(full_state_dict=True)
+UNSTEPPED = "grmlight_unstepped"
+"""A checkpoint's entry: trainable parameters that have no optimizer state yet, by name."""
 
 
 class FullySharded(ModelParallelStrategy):
@@ -90,9 +92,11 @@ class FullySharded(ModelParallelStrategy):
         module.load_state_dict(state)
         for index, optimizer in enumerate(self.optimizers):
             name = f"optimizer_{index}"
-            states = {name: get_optimizer_state_dict(module, optimizer)}
+            states: dict[str, Any] = {name: get_optimizer_state_dict(module, optimizer)}
+            for unstepped in meta.get(UNSTEPPED, ()):
+                states[name]["state"].pop(unstepped, None)
             load_shards(states, folder)
-            set_optimizer_state_dict(module, optimizer, states[name])
+            _set_states(module, optimizer, states[name], meta, whole=False)
         return meta
 
     def _load_file(self, path: Path) -> dict[str, Any]:
@@ -107,9 +111,8 @@ class FullySharded(ModelParallelStrategy):
         for optimizer, states in zip(
             self.optimizers, checkpoint.pop("optimizer_states", []), strict=bool(self.optimizers)
         ):
-            set_optimizer_state_dict(
-                module, optimizer, states_by_name(states, _names(module, optimizer)), options=_WHOLE
-            )
+            named = states_by_name(states, _names(module, optimizer))
+            _set_states(module, optimizer, named, checkpoint, whole=True)
         return checkpoint
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -171,6 +174,18 @@ def check_shapes(path: Path, expected: Mapping[str, Any], found: Mapping[str, to
     misshapen = {name for name in expected.keys() & found.keys() if expected[name].shape != found[name]}
     what = f"the checkpoint {path} is of another model"
     check_loaded(what, set(expected.keys() - found.keys()), set(found.keys() - expected.keys()), misshapen)
+
+
+def _set_states(
+    module: torch.nn.Module, optimizer: Optimizer, states: dict[str, Any], checkpoint: Mapping[str, Any], whole: bool
+) -> None:
+    """Give an optimizer its states by name, and none to parameters that had none."""
+    unstepped = frozenset(checkpoint.get(UNSTEPPED, ()))
+    options = StateDictOptions(full_state_dict=whole, strict=not unstepped)
+    set_optimizer_state_dict(module, optimizer, states, options=options)
+    for name, parameter in module.named_parameters():
+        if name in unstepped:
+            optimizer.state.pop(parameter, None)
 
 
 def _names(module: torch.nn.Module, optimizer: Optimizer) -> list[str]:

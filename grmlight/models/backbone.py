@@ -162,7 +162,7 @@ def load_backbone(
         if not keeps_language_head(config):
             lm.set_output_embeddings(None)
         if options.gradient_checkpointing:
-            enable_checkpointing(lm, context_fn=_same_adapter)
+            enable_checkpointing(lm)
         if options.frozen:
             lm.requires_grad_(False)
     if options.lora is None:
@@ -229,7 +229,7 @@ def adapter_on(layers: Sequence[BaseTunerLayer], name: str) -> Iterator[None]:
             layer._active_adapter = active
 
 
-def _same_adapter() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def same_adapter() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What gradient checkpointing runs under: forward as it is, in backward with the adapters of that forward."""
     on = _on.get()
     return contextlib.nullcontext(), contextlib.nullcontext() if on is None else adapter_on(*on)

@@ -27,7 +27,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grmlight.data.batch import GroupBatch
 from grmlight.models import ensemble_folder
 from grmlight.models.aggregation import Aggregation, aggregate
-from grmlight.models.backbone import BackboneConfig, adapter_on, add_adapters, language_head, tuner_layers
+from grmlight.models.backbone import (
+    BackboneConfig,
+    adapter_on,
+    add_adapters,
+    enable_checkpointing,
+    language_head,
+    same_adapter,
+    tuner_layers,
+)
 from grmlight.models.ensemble_config import EnsembleConfig, check_backbone
 from grmlight.models.heads import HeadConfig, RewardHead
 from grmlight.models.modes import evaluating
@@ -117,6 +125,8 @@ class EnsembleModel(nn.Module):
             check_backbone(trunk.backbone_config, self.config)
             assert isinstance(trunk.backbone, PeftModel)
             self._adapters = add_adapters(trunk.backbone, seeds)
+            if trunk.backbone_config.gradient_checkpointing:
+                enable_checkpointing(trunk.lm, context_fn=same_adapter)
 
     @property
     def first(self) -> RewardModel:

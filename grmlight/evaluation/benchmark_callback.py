@@ -13,7 +13,7 @@ from grmlight.data.batch import GroupBatch
 from grmlight.data.files import write_json
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.benchmarks import Benchmark, PairFile, Reading, read_benchmark
-from grmlight.evaluation.evaluate import Result, evaluate
+from grmlight.evaluation.evaluate import Result, evaluate, keep_rows
 from grmlight.evaluation.group_scorer import ModelScorer, ScoringOptions
 from grmlight.evaluation.report import EVALUATION_FILE, as_json, as_table
 from grmlight.evaluation.run_report import run_directory
@@ -137,3 +137,4 @@ class Benchmarks(Callback):
         if directory is not None and trainer.is_global_zero:
             found = as_json(str(directory), self.results) | {"step": trainer.global_step}
             write_json(directory / EVALUATION_FILE, found)
+            keep_rows(self.results, directory)

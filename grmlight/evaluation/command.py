@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from grmlight.evaluation.benchmarks import Benchmark, PairFile, Reading, read_benchmark
-from grmlight.evaluation.evaluate import Result, evaluate
+from grmlight.evaluation.evaluate import Result, evaluate, keep_rows
 from grmlight.evaluation.group_scorer import ScoringOptions, open_scorer
 from grmlight.evaluation.report import EVALUATION_FILE, write
 from grmlight.evaluation.tally import Bootstrap
@@ -62,7 +62,7 @@ def evaluate_model(
     scoring: ScoringOptions | None = None,
     seed: int = 0,
 ) -> list[Result]:
-    """Evaluate a model folder or the model of a run directory, which gets an `evaluation.json`.
+    """Evaluate a model folder or the model of a run directory, which keeps `evaluation.json` and rows.
 
     Args:
         model: the folder.
@@ -83,4 +83,5 @@ def evaluate_model(
     write(results, str(model), destinations.json, destinations.markdown, destinations.plot)
     if folder == model / MODEL_FOLDER:
         write(results, str(model), json=model / EVALUATION_FILE)
+        keep_rows(results, model)
     return results

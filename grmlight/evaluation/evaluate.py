@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from grmlight.evaluation.benchmarks import Benchmark, Example, Reading
 from grmlight.evaluation.benchmarks.benchmark import why_nothing
 from grmlight.evaluation.group_scorer import GroupScorer
+from grmlight.evaluation.rows import Row as KeptRow
+from grmlight.evaluation.rows import Rows, rows_file, write_rows
 from grmlight.evaluation.tally import Bootstrap, Row, Scored
+
+_Verdicts = tuple[dict[str, str], list[str], dict[str, KeptRow]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +28,12 @@ class Result:
     Attributes:
         rows: its lines.
         reading: what was read; rows that the scorer refused are among its refused ones now, and no examples.
+        kept: what a paired comparison needs; without rows where the score is no sum over examples.
     """
 
     rows: list[Row]
     reading: Reading
+    kept: Rows
 
 
 def evaluate(
@@ -50,12 +59,28 @@ def evaluate(
     }
     truncated = [mine[place].row for place in getattr(scorer, "truncated", [])]
     kept = [pair for pair in zip(mine, rewards, strict=True) if pair[0].row not in refused]
-    judged = _with_verdicts(reading, *_together(bootstrap.ranks, refused, truncated))
+    found = {pair[0].row: row for pair in kept if (row := benchmark.kept(*pair))}
+    refused, truncated, found = _together(bootstrap.ranks, refused, truncated, found)
+    judged = _with_verdicts(reading, refused, truncated)
     if not judged.examples:
         raise ValueError(f"{benchmark.name}: {reading.source}: {why_nothing(judged)}")
     rows = benchmark.rows(scored(examples, kept), bootstrap)
     assert rows[-1].n == len(judged.examples), "a row was lost or counted twice"
-    return Result(rows, judged)
+    return Result(rows, judged, _kept(reading, found))
+
+
+def keep_rows(results: Sequence[Result], directory: Path) -> None:
+    """Write a run's `rows-BENCHMARK.json`, of which `grmlight compare` makes paired differences."""
+    for result in results:
+        if result.kept.rows:
+            write_rows(rows_file(directory, result.rows[-1].benchmark), result.kept)
+
+
+def _kept(reading: Reading, found: dict[str, KeptRow]) -> Rows:
+    """Rows in the order of the examples; the fingerprint is that of all examples, those that were refused included."""
+    read = [(each.row, each.category, dataclasses.asdict(each.group)) for each in reading.examples]
+    fingerprint = hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    return Rows(reading.source, fingerprint, [found[each.row] for each in reading.examples if each.row in found])
 
 
 def scored(examples: Sequence[Example], kept: Sequence[tuple[Example, Sequence[float]]]) -> Scored:
@@ -80,14 +105,15 @@ def scored(examples: Sequence[Example], kept: Sequence[tuple[Example, Sequence[f
     )
 
 
-def _together(ranks: int, refused: dict[str, str], truncated: list[str]) -> tuple[dict[str, str], list[str]]:
+def _together(ranks: int, refused: dict[str, str], truncated: list[str], kept: dict[str, KeptRow]) -> _Verdicts:
     if ranks == 1:
-        return refused, truncated
-    gathered: list[tuple[dict[str, str], list[str]]] = [({}, [])] * ranks
-    torch.distributed.all_gather_object(gathered, (refused, truncated))
+        return refused, truncated, kept
+    gathered: list[_Verdicts] = [({}, [], {})] * ranks
+    torch.distributed.all_gather_object(gathered, (refused, truncated, kept))
     return (
-        {row: reason for each, _ in gathered for row, reason in each.items()},
-        [row for _, each in gathered for row in each],
+        {row: reason for each, _, _ in gathered for row, reason in each.items()},
+        [row for _, each, _ in gathered for row in each],
+        {name: row for _, _, each in gathered for name, row in each.items()},
     )
 
 

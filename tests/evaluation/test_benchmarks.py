@@ -12,9 +12,10 @@ import pytest
 
 from grmlight.data.texts import final_answer
 from grmlight.evaluation.benchmarks import BENCHMARKS, PairFile, read_benchmark
-from grmlight.evaluation.benchmarks.rewardbench import COUNTS, WEIGHTS
+from grmlight.evaluation.benchmarks.rewardbench import COUNTS, WEIGHTS, RewardBench
 from grmlight.evaluation.clustered import SectionAverage
-from grmlight.evaluation.evaluate import evaluate
+from grmlight.evaluation.evaluate import evaluate, keep_rows
+from grmlight.evaluation.rows import read_rows
 from tests.evaluation.test_ties import slow_ties
 from tests.evaluation.verdicts import RuleScorer
 
@@ -110,6 +111,20 @@ def test_rewardbench_sections_equal_an_independent_computation(tmp_path):
     assert found["average"].accuracy.value == pytest.approx(sum(expected.values()) / 4)
     assert found["average"].n == 2985
     assert found["average"].ruler.value == 0.5
+
+
+def test_kept_rows_add_up_to_the_sections(tmp_path):
+    benchmark = RewardBench()
+    path = write(tmp_path / "rb.jsonl", rewardbench_rows(random.Random(4), {}))
+    result = evaluate(NUMBER, benchmark, benchmark.read(str(path)))
+    found = {row.category: row.accuracy.value for row in result.rows}
+    keep_rows([result], tmp_path)
+    kept = read_rows(tmp_path / "rows-rewardbench.json")
+    assert [row.row for row in kept.rows] == [example.row for example in result.reading.examples]
+    assert {row.category for row in kept.rows} == set(COUNTS)
+    for section in COUNTS:
+        rows = [row for row in kept.rows if row.category == section]
+        assert sum(row.right for row in rows) / sum(row.pairs for row in rows) == pytest.approx(found[section])
 
 
 def test_rewardbench_counts_equal_rewards_as_wrong_and_says_what_is_missing(tmp_path):
@@ -361,6 +376,10 @@ def test_pairs_go_by_category_else_source_and_soft_labels_have_a_side(tmp_path):
     assert {row.category: row.accuracy.value for row in found.rows} == {"x": 1, "s": 0.5, "none": 1, "all": 2.5 / 3}
     assert {row.benchmark for row in found.rows} == {"mine"}
     assert found.reading.refused == {"tie": ["4"], "identical": ["5"]}
+    assert [(row.row, row.right, row.pairs, row.category) for row in found.kept.rows] == [
+        ("1", 1, 1, "x"), ("2", 0.5, 1, "s"), ("3", 1, 1, "none"),
+    ]  # fmt: skip
+    assert len({row.prompt for row in found.kept.rows}) == 2
 
 
 @pytest.mark.shared_data

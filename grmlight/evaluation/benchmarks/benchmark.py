@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from grmlight.evaluation.benchmarks.example import Example, Reading, Refused, cluster, missing
 from grmlight.evaluation.benchmarks.rows import hub_rows, local_rows
+from grmlight.evaluation.rows import Row as KeptRow
 from grmlight.evaluation.tally import Bootstrap, Row, Scored, pair_rows
 
 
@@ -72,6 +74,13 @@ class Benchmark(ABC):
     def check(self, reading: Reading) -> None:
         """Look at all examples together; findings go to the reading."""
         return
+
+    def kept(self, example: Example, rewards: Sequence[float]) -> KeptRow | None:
+        """What a paired comparison of two models needs of a pair; None where the score is no sum over examples."""
+        better, worse = rewards
+        right = self.equal if better == worse else float(better > worse)
+        prompt = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
+        return KeptRow(example.row, prompt, right, category=example.category)
 
     def rows(self, scored: Scored, bootstrap: Bootstrap) -> list[Row]:
         """The result's rows: each category, and all of them together."""

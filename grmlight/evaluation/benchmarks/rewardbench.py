@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grmlight.evaluation.benchmarks.benchmark import Benchmark, counted
 from grmlight.evaluation.benchmarks.example import Example, Reading, Refused, pair, text
 from grmlight.evaluation.clustered import SectionAverage
+from grmlight.evaluation.rows import Row as KeptRow
 from grmlight.evaluation.tally import AVERAGE, Bootstrap, Row, Scored, pair_row, row
 
 COUNTS: dict[str, dict[str, int]] = {
@@ -74,6 +76,14 @@ class RewardBench(Benchmark):
             for name, count in subsets.items():
                 if found.get(name, 0) != count:
                     reading.note("subset_not_whole", f"{name}: {found.get(name, 0)} of {count}")
+
+    def kept(self, example: Example, rewards: Sequence[float]) -> KeptRow | None:
+        """A pair under its section, as often as its subset's weight makes it count."""
+        row = super().kept(example, rewards)
+        assert row is not None
+        section = next(name for name, subsets in COUNTS.items() if example.category in subsets)
+        weight = WEIGHTS[section][example.category] / COUNTS[section][example.category]
+        return dataclasses.replace(row, right=weight * row.right, pairs=weight, category=section)
 
     def rows(self, scored: Scored, bootstrap: Bootstrap) -> list[Row]:
         """Subsets, sections, and the average."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from grmlight.data.texts import TextGroup
 from grmlight.evaluation.benchmarks.benchmark import Benchmark
 from grmlight.evaluation.benchmarks.example import Example, Reading, Refused, checked, text
 from grmlight.evaluation.clustered import Interval
+from grmlight.evaluation.rows import Row as KeptRow
 from grmlight.evaluation.tally import AVERAGE, Bootstrap, Row, Scored, best_row, row
 from grmlight.evaluation.ties import RewardBench2Average, TiesScore
 
@@ -52,6 +53,10 @@ class RewardBench2(Benchmark):
         for example in ties:
             if sum(other.prompt == example.prompt for other in ties) == 1:
                 reading.note("ties_without_its_other_half", example.row)
+
+    def kept(self, example: Example, rewards: Sequence[float]) -> KeptRow | None:
+        """Nothing: the score of Ties is no sum over prompts, and the average holds it."""
+        return None
 
     def rows(self, scored: Scored, bootstrap: Bootstrap) -> list[Row]:
         """Subsets, and their mean."""

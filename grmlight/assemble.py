@@ -15,9 +15,11 @@ from grmlight.data.tokenizer import load_tokenizer
 from grmlight.export import load_options, model_folder, save_model
 from grmlight.models import EnsembleConfig, EnsembleModel, RewardModel, load_reward_model
 from grmlight.models.aggregation import Aggregation
+from grmlight.models.classifier import HEAD_BIAS
+from grmlight.models.loading import read_kind
 from grmlight.training.recentering import reference_batches
 
-_NOT_THE_SHAPE = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+_NOT_THE_SHAPE = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", HEAD_BIAS})
 _PAIRS_AT_ONCE = 16
 
 
@@ -58,6 +60,9 @@ def check_alike(folders: Sequence[Path]) -> None:
 
     Errors: ValueError in one line that names two folders and what differs.
     """
+    for folder in folders:
+        if (kind := read_kind(folder)) != "reward":
+            raise ValueError(f"{folder}: is of the kind {kind!r}, no single reward model; give single ones")
     first = _traits(folders[0])
     for folder in folders[1:]:
         traits = _traits(folder)
@@ -76,8 +81,7 @@ def check_alike(folders: Sequence[Path]) -> None:
 
 def _load(folder: Path) -> RewardModel:
     model = load_reward_model(folder)
-    if not isinstance(model, RewardModel):
-        raise ValueError(f"{folder}: is a {type(model).__name__}, no single reward model; give its members' folders")  # noqa: TRY004
+    assert isinstance(model, RewardModel)
     return model
 
 

@@ -7,6 +7,7 @@ the end-of-text token) would move the reward. It is replaced by one that never o
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,9 @@ def _distilled(opened: Opened, pairs: str, exported: Path) -> Agreement:
         raise ValueError(f"{exported}: its head is linear already; leave out --distill")
     with tempfile.TemporaryDirectory() as folder:
         opened.tokenizer.save_pretrained(folder)
-        return distill(opened.single, prepare(pairs, folder, opened.options))
+        # What chose among the training pairs is not meant for these.
+        whole = {"stride": 1, "offset": 0, "limit": None, "flip": 0.0}
+        return distill(opened.single, prepare(pairs, folder, dataclasses.replace(opened.options, **whole)))
 
 
 def _set_pad(model: RewardModel, tokenizer: Any) -> tuple[int, list[str]]:

@@ -67,11 +67,10 @@ def distill(model: RewardModel, prepared: Prepared, pairs_per_batch: int = 64) -
 
     Errors: ValueError for too few pairs.
     """
-    states_CH, wanted_C, means = _differences(model, prepared, pairs_per_batch)
+    states_CH, wanted_C, (side_C, place_C), means = _differences(model, prepared, pairs_per_batch)
     count = len(wanted_C)
     if count < MIN_PAIRS:
         raise ValueError(f"{prepared.source}: holds {count} usable pairs; distillation needs at least {MIN_PAIRS}")
-    place_C = torch.arange(count)
     held_C, tuned_C = place_C % 5 == 4, place_C % 10 == 3
     fit_C = ~(held_C | tuned_C)
     weights = [_ridge(states_CH[fit_C], wanted_C[fit_C], strength) for strength in _RIDGES]
@@ -79,24 +78,33 @@ def distill(model: RewardModel, prepared: Prepared, pairs_per_batch: int = 64) -
     weight_H = weights[errors.index(min(errors))]
     found_C = states_CH[held_C] @ weight_H
     _replace_head(model, weight_H, means)
-    return _agreement(found_C, wanted_C[held_C], count - int(held_C.sum()))
+    return _agreement(found_C, wanted_C[held_C], side_C[held_C], count - int(held_C.sum()))
 
 
 @torch.inference_mode()
 def _differences(
     model: RewardModel, prepared: Prepared, pairs_per_batch: int
-) -> tuple[Float[Tensor, "C H"], Float[Tensor, " C"], tuple[Float[Tensor, " H"], float]]:
-    """Each pair's better minus worse, of hidden states and rewards, in float64; and both means over responses."""
-    states, rewards, totals_H, total, responses = [], [], torch.zeros(()), 0.0, 0
+) -> tuple[Float[Tensor, "C H"], Float[Tensor, " C"], tuple[Tensor, Tensor], tuple[Float[Tensor, " H"], float]]:
+    """Each comparison's better minus worse, in float64.
+
+    Of hidden states; of rewards; its labeled side with the number of its group, since the comparisons of one ranking
+    follow from each other; and the means of states and rewards over responses.
+    """
+    states, rewards, sides, places = [], [], [], []
+    totals_H, total, responses, groups = torch.zeros(()), 0.0, 0, 0
     with evaluating(model):
         for batch in GroupLoader(prepared.store, pairs_per_batch):
             out = model(batch, frozenset({Signal.HIDDEN}))
             hidden_NH, rewards_N = out.hidden_NH.double(), out.rewards_N.double()
             states.append(hidden_NH[batch.better_C] - hidden_NH[batch.worse_C])
             rewards.append(rewards_N[batch.better_C] - rewards_N[batch.worse_C])
+            sides.append((batch.label_C - 0.5).sign())
+            places.append(batch.group_C + groups)
+            groups += batch.groups
             totals_H = totals_H + hidden_NH.sum(0)
             total, responses = total + rewards_N.sum().item(), responses + len(rewards_N)
-    return torch.cat(states), torch.cat(rewards), (totals_H / responses, total / responses)
+    told = torch.cat(sides), torch.cat(places)
+    return torch.cat(states), torch.cat(rewards), told, (totals_H / responses, total / responses)
 
 
 def _ridge(states_CH: Float[Tensor, "C H"], wanted_C: Float[Tensor, " C"], strength: float) -> Float[Tensor, " H"]:
@@ -119,13 +127,18 @@ def _replace_head(model: RewardModel, weight_H: Tensor, means: tuple[Tensor, flo
     model.reward_scale.fill_(1.0)
 
 
-def _agreement(found_C: Tensor, wanted_C: Tensor, fitted: int) -> Agreement:
+def _agreement(found_C: Tensor, wanted_C: Tensor, side_C: Tensor, fitted: int) -> Agreement:
+    def accuracy(difference_C: Tensor) -> float:
+        """As everywhere: ties of the label do not count, equal rewards count one half."""
+        told_C = side_C != 0
+        return ((difference_C.sign() * side_C + 1) / 2)[told_C].double().mean().item()
+
     correlation = torch.corrcoef(torch.stack([found_C, wanted_C]))[0, 1].item()
     return Agreement(
         pairs=len(wanted_C),
         fitted=fitted,
         agreement=(found_C.sign() == wanted_C.sign()).double().mean().item(),
         correlation=correlation,
-        accuracy=(wanted_C > 0).double().mean().item(),
-        distilled_accuracy=(found_C > 0).double().mean().item(),
+        accuracy=accuracy(wanted_C),
+        distilled_accuracy=accuracy(found_C),
     )

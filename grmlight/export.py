@@ -113,8 +113,8 @@ class Opened:
     @property
     def single(self) -> RewardModel:
         """The model, of which other tools have a layout. Errors: ValueError for a kind that only we have."""
-        if not isinstance(self.model, RewardModel):
-            raise ValueError(  # noqa: TRY004
+        if type(self.model) is not RewardModel:
+            raise ValueError(
                 f"{type(self.model).__name__}: no other tool has a layout for it; export it with --format grm"
             )
         return self.model

@@ -156,6 +156,9 @@ class GroupModule(L.LightningModule):
             penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
         return penalties
 
+    def prepare_to_score(self) -> None:
+        """Make the model what it would be if it were saved now. Call it on every rank."""
+
     def memory_advice(self) -> list[str]:
         """What would make this run fit if it does not, the most effective first."""
         return []

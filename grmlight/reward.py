@@ -104,6 +104,8 @@ class RewardModule(GroupModule):
             self.backbone, self.head = self.kept.backbone, self.kept.head
         else:
             self.head = HeadConfig(kind=head) if isinstance(head, str) else head  # pyright: ignore[reportArgumentType]
+        if self.kept is not None and ensemble is not None:
+            raise ValueError("an ensemble's members begin with heads of their own; drop ensemble or head: keep")
         self.use_margin = use_margin
         self.label_smoothing = label_smoothing
         self.packing: Packing = packing
@@ -227,17 +229,20 @@ class RewardModule(GroupModule):
         with self._memory_errors():
             recenter(self.trainer, model, datamodule.prepared["train"], -(-datamodule.pairs_per_step // shares))
 
-    def on_validation_start(self) -> None:
-        """An ensemble is evaluated as it would be saved now."""
-        super().on_validation_start()
+    def prepare_to_score(self) -> None:
+        """An ensemble is evaluated and saved recentered."""
         if isinstance(self.model, EnsembleModel):
             self._recenter(self.model)
 
+    def on_validation_start(self) -> None:
+        """The model is evaluated as it would be saved now."""
+        super().on_validation_start()
+        self.prepare_to_score()
+
     def on_train_end(self) -> None:
-        """An ensemble is saved recentered."""
+        """The model is saved as it is evaluated."""
         super().on_train_end()
-        if isinstance(self.model, EnsembleModel):
-            self._recenter(self.model)
+        self.prepare_to_score()
 
     def _go_on(self, kept: Found, model: RewardModel) -> None:
         kept.fill(model)

@@ -44,6 +44,8 @@ def numbered_pairs(source: str, scratch: Path) -> list[NumberedPair]:
     pairs = []
     for index in range(len(found)):
         row, (prompt, responses) = found.row(index), found.group(index)
+        if len(responses) != 2:
+            raise ValueError(f"{source}: row {row} is a ranking of {len(responses)} responses; give pairs")
         chosen, rejected = responses
         pairs.append(NumberedPair(row, ids.get(row, str(row)), categories.get(row), prompt, chosen, rejected))
     return pairs

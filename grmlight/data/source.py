@@ -67,7 +67,9 @@ def read_column(source: str, name: str) -> dict[int, str]:
         rows = itertools.chain.from_iterable(_batches(source))
         return {number: row[name] for number, row in enumerate(rows, 1) if _is_text(row.get(name))}
     key, found = json.dumps(name), {}
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
+    opener = gzip.open if path.suffix == ".gz" else open
+    # A broken line has been refused already; those behind it keep their numbers.
+    with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             # Reading JSON takes long, and most files have no such column.
             if key in line and _is_text(text := _entry(line, name)):

@@ -100,6 +100,8 @@ class Benchmarks(Callback):
         self._evaluated_at = trainer.global_step
         if meter := getattr(pl_module, "meter", None):
             meter.pause()
+        if prepare := getattr(pl_module, "prepare_to_score", None):
+            prepare()
         bootstrap = Bootstrap(seed=self.seed, ranks=trainer.world_size, device=trainer.strategy.root_device)
         scorer = self._scorer(trainer, pl_module)
         with trainer.precision_plugin.forward_context():

@@ -66,7 +66,7 @@ def evaluate(
         raise ValueError(f"{benchmark.name}: {reading.source}: {why_nothing(judged)}")
     rows = benchmark.rows(scored(examples, kept), bootstrap)
     assert rows[-1].n == len(judged.examples), "a row was lost or counted twice"
-    return Result(rows, judged, _kept(reading, found))
+    return Result(rows, judged, _kept(benchmark, reading, found))
 
 
 def keep_rows(results: Sequence[Result], directory: Path) -> None:
@@ -76,11 +76,12 @@ def keep_rows(results: Sequence[Result], directory: Path) -> None:
             write_rows(rows_file(directory, result.rows[-1].benchmark), result.kept)
 
 
-def _kept(reading: Reading, found: dict[str, KeptRow]) -> Rows:
+def _kept(benchmark: Benchmark, reading: Reading, found: dict[str, KeptRow]) -> Rows:
     """Rows in the order of the examples; the fingerprint is that of all examples, those that were refused included."""
     read = [(each.row, each.category, dataclasses.asdict(each.group)) for each in reading.examples]
     fingerprint = hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
-    return Rows(reading.source, fingerprint, [found[each.row] for each in reading.examples if each.row in found])
+    kept = [found[each.row] for each in reading.examples if each.row in found]
+    return Rows(reading.source, fingerprint, benchmark.weighed(kept))
 
 
 def scored(examples: Sequence[Example], kept: Sequence[tuple[Example, Sequence[float]]]) -> Scored:

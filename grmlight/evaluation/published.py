@@ -117,6 +117,16 @@ def setting_of(config: Mapping[str, Any]) -> Setting | None:
 
     Only what the papers' tables tell apart is read; other learning rates, lengths or seeds are the reader's to see.
     """
+    try:
+        return _setting(config)
+    except (AttributeError, KeyError, TypeError):
+        # A file that somebody has edited.
+        return None
+
+
+def _setting(config: Mapping[str, Any]) -> Setting | None:
+    if config.get("model", {}).get("class_path", "RewardModule").rpartition(".")[2] != "RewardModule":
+        return None
     model, data = (config.get(part, {}).get("init_args", {}) for part in ("model", "data"))
     backbone, source = model.get("backbone"), data.get("train")
     name = backbone.get("name") if isinstance(backbone, Mapping) else backbone
@@ -125,7 +135,7 @@ def setting_of(config: Mapping[str, Any]) -> Setting | None:
     prepare = data.get("prepare") or {}
     return Setting(
         base=name.rstrip("/").rpartition("/")[2],
-        data=_data(source, prepare.get("stride", 1)),
+        data=_data(source, prepare.get("stride", 1)) + (", cut" if prepare.get("limit") else ""),
         method=_method(config, model),
         flip=prepare.get("flip", 0.0),
         head=_head(model),
@@ -147,6 +157,8 @@ def _method(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     penalties = [_penalty(each) for each in callbacks if ".regularizers." in each.get("class_path", "")]
     backbone, ensemble = model.get("backbone"), model.get("ensemble") or {}
+    if ensemble and ensemble.get("size", 3) != 3:
+        return f"ensemble of {ensemble['size']}"
     special = {
         "frozen": isinstance(backbone, Mapping) and bool(backbone.get("frozen")),
         "ensemble_mean": ensemble.get("aggregation") == "mean",

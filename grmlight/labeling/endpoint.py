@@ -64,10 +64,10 @@ class EndpointAsker:
         named = {"model": self.model} if self.model else {}
         reply = self._post(named | asked | {"max_tokens": self.max_tokens})
         try:
-            content = reply["choices"][0]["message"]["content"] or ""
+            content = _THOUGHT.sub("", reply["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{self.url}: its reply is none of OpenAI's chat protocol; check the URL") from error
-        found = _LETTER.match(_THOUGHT.sub("", content))
+        found = _LETTER.match(content)
         return None if found is None else "A" if found["letter"].upper() == "A" else "B"
 
     def _post(self, body: dict[str, Any]) -> Any:

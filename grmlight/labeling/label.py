@@ -86,6 +86,8 @@ def label(source: str, out: Path, capabilities: dict[str, dict[str, str]], asker
     """
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"{out}: cannot be written; name a file in a folder that exists")
+    if out.exists() and Path(source).exists() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"{out}: is the source, or lies in it; name another file with --out")
     pairs = numbered_pairs(source, cache_directory())
     questions = [asked for pair in pairs for asked in _questions(pair, capabilities)]
     if not questions:

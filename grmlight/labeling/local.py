@@ -32,13 +32,20 @@ class LocalAsker:
         if self.device.type == "cuda":
             options = dataclasses.replace(options, dtype="bfloat16")
         self.tokenizer = load_tokenizer(model)
-        lm: Any = load_backbone(options, read_config(options)).eval()
+        config = read_config(options)
+        self._positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        lm: Any = load_backbone(options, config).eval()
         self.lm = lm.to(self.device)
 
     @torch.inference_mode()
     def ask(self, question: Question) -> Letter | None:
         """The likelier letter; None if both are equally likely."""
         before, letters = self._tokens(question)
+        if self._positions is not None and len(before) > self._positions:
+            raise ValueError(
+                f"a question has {len(before)} tokens and {self.name} has {self._positions} positions; leave long "
+                "pairs out, or ask another model"
+            )
         ids = torch.tensor([before], device=self.device)
         hidden_H = decoder(self.lm)(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
         logits_V = language_head(self.lm)(hidden_H).float()

@@ -62,6 +62,7 @@ def lora_options(entries: dict[str, Any], folder: Path) -> LoraOptions:
         used.append(f"target_modules {targets!r}")
     if entries.get("peft_type") != "LORA":
         used.append(f"peft_type {entries.get('peft_type')!r}")
+    used += [f"{name} {entries.get(name)!r}" for name in ("r", "lora_alpha") if not isinstance(entries.get(name), int)]
     if used:
         raise ValueError(
             f"{folder}: an adapter with {', '.join(used)} is not read; merge it into its base model with peft and give "

@@ -98,12 +98,15 @@ def head_config(entries: dict[str, Any], folder: Path) -> HeadConfig:
         raise ValueError(f"{folder} is no reward model of the GRM layout: its config.json has no vhead_layer_type")
     if (outputs := entries.get("vhead_num_output", 1)) != 1:
         raise ValueError(f"{folder}: its reward head has {outputs} outputs (vhead_num_output); only one can be read")
-    return HeadConfig(
-        kind=entries["vhead_layer_type"],
-        layers=entries.get("vhead_num_layers", 1),
-        width=entries.get("vhead_num_neurons", 1024),
-        dropout=entries.get("summary_dropout_prob", 0.1),
-    )
+    try:
+        return HeadConfig(
+            kind=entries["vhead_layer_type"],
+            layers=entries.get("vhead_num_layers", 1),
+            width=entries.get("vhead_num_neurons", 1024),
+            dropout=entries.get("summary_dropout_prob", 0.1),
+        )
+    except TypeError as error:
+        raise ValueError(f"{folder}: its config.json describes no reward head ({error})") from error
 
 
 def head_tensors(folder: Path, files: tuple[str, ...] = MODEL_FILES) -> dict[str, Tensor]:
@@ -190,6 +193,9 @@ def publish_model(part: Path, target: Path) -> None:
     for stale in [path for pattern in _OURS for path in target.glob(pattern)]:
         if stale.name not in names or stale.is_dir():
             remove(stale)
+    for name in names:
+        if (target / name).is_dir():
+            remove(target / name)
     for name in sorted(names, key=lambda name: name == "config.json"):
         (part / name).replace(target / name)
 

@@ -68,7 +68,8 @@ def classifier_config(model: RewardModel, pad: int) -> PretrainedConfig:
     text = config.get_text_config(decoder=True)
     text.pad_token_id = config.pad_token_id = pad
     text.vocab_size = max(text.vocab_size, pad + 1)
-    for name in (FOREIGN_PREFIX, SKIPPED_TOKEN):
+    # OpenRLHF's mean and standard deviation are in the head now.
+    for name in (FOREIGN_PREFIX, SKIPPED_TOKEN, "normalize_reward", "mean", "std", "value_head_prefix"):
         if hasattr(config, name):
             delattr(config, name)
     return config

@@ -141,6 +141,12 @@ class ExpertsModel(RewardModel):
         if phase == "experts":
             self.head.copy_task_heads()
 
+    @property
+    def scoring_passes(self) -> int:
+        """Forwards of the backbone that a response takes at most: the router's, and one an expert."""
+        experts = 1 if self.phase == "task" else max(self.experts_config.counts)
+        return experts + (self.router is not None)
+
     def float32_parts(self) -> list[nn.Module]:
         """The router and the heads."""
         return [self.head] if self.router is None else [self.router, self.head]

@@ -115,7 +115,9 @@ def test_rewardbench_sections_equal_an_independent_computation(tmp_path):
 
 def test_kept_rows_add_up_to_the_sections(tmp_path):
     benchmark = RewardBench()
-    path = write(tmp_path / "rb.jsonl", rewardbench_rows(random.Random(4), {}))
+    rows = rewardbench_rows(random.Random(4), {})
+    math = [row for row in rows if row["subset"] == "math-prm"]
+    path = write(tmp_path / "rb.jsonl", [row for row in rows if row not in math[40:]])
     result = evaluate(NUMBER, benchmark, benchmark.read(str(path)))
     found = {row.category: row.accuracy.value for row in result.rows}
     keep_rows([result], tmp_path)

@@ -82,6 +82,10 @@ class Benchmark(ABC):
         prompt = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
         return KeptRow(example.row, prompt, right, category=example.category)
 
+    def weighed(self, rows: Sequence[KeptRow]) -> list[KeptRow]:
+        """All kept rows with the weights by which they add up to the score."""
+        return list(rows)
+
     def rows(self, scored: Scored, bootstrap: Bootstrap) -> list[Row]:
         """The result's rows: each category, and all of them together."""
         return pair_rows(self.name, scored, bootstrap, self.equal)

@@ -71,6 +71,6 @@ def dialogue(prompt: str) -> str | tuple[Message, ...] | None:
 
 def _targets(targets: Any) -> tuple[str, str]:
     choices, labels = (targets.get(name) for name in ("choices", "labels")) if isinstance(targets, dict) else (0, 0)
-    if not isinstance(choices, list) or not isinstance(labels, list) or sorted(labels) != [0, 1] or len(choices) != 2:
+    if not isinstance(choices, list) or len(choices) != 2 or labels not in ([0, 1], [1, 0]):
         raise Refused("unknown_targets")
     return checked(choices[labels.index(1)]), checked(choices[labels.index(0)])

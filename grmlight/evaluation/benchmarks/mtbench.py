@@ -60,8 +60,9 @@ class MTBenchClean(Benchmark):
             raise Refused("unknown_winner")
         if row["turn"] not in (1, 2):
             raise Refused("unknown_turn")
-        sides = [_conversation(row[name])[: 2 * row["turn"]] for name in _CONVERSATIONS]
-        if any(len(side) != 2 * row["turn"] for side in sides):
+        messages = 2 * int(row["turn"])
+        sides = [_conversation(row[name])[:messages] for name in _CONVERSATIONS]
+        if any(len(side) != messages for side in sides):
             raise Refused("turn_not_there")
         if any(not message["content"].strip() for side in sides for message in side):
             raise Refused("empty")

@@ -72,7 +72,7 @@ def text_pair(row: Mapping[str, Any]) -> TextGroup:
     if not len(found):
         raise Refused(next(iter(found.refused), "unknown_columns"))
     prompt, responses = found.group(0)
-    label = float(row.get("soft_label", 1.0))
+    label = 1.0 if row.get("soft_label") is None else float(row["soft_label"])
     if label == 0.5:
         raise Refused("tie")
     if label < 0.5:

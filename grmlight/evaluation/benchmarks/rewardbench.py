@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,13 +78,20 @@ class RewardBench(Benchmark):
                 if found.get(name, 0) != count:
                     reading.note("subset_not_whole", f"{name}: {found.get(name, 0)} of {count}")
 
-    def kept(self, example: Example, rewards: Sequence[float]) -> KeptRow | None:
-        """A pair under its section, as often as its subset's weight makes it count."""
-        row = super().kept(example, rewards)
-        assert row is not None
-        section = next(name for name, subsets in COUNTS.items() if example.category in subsets)
-        weight = WEIGHTS[section][example.category] / COUNTS[section][example.category]
-        return dataclasses.replace(row, right=weight * row.right, pairs=weight, category=section)
+    def weighed(self, rows: Sequence[KeptRow]) -> list[KeptRow]:
+        """Pairs under their section; those of a subset weigh together what the subset does, however many there are."""
+        found = Counter(row.category for row in rows)
+        sections = {name: section for section, subsets in COUNTS.items() for name in subsets}
+        weights = {name: WEIGHTS[sections[name]][name] / count for name, count in found.items()}
+        return [
+            dataclasses.replace(
+                row,
+                right=weights[row.category] * row.right,
+                pairs=weights[row.category],
+                category=sections[row.category],
+            )
+            for row in rows
+        ]
 
     def rows(self, scored: Scored, bootstrap: Bootstrap) -> list[Row]:
         """Subsets, sections, and the average."""

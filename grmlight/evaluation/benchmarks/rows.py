@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def _rows_of(source: str, prefix: str, part: str) -> Iterator[SourceRow]:
         try:
             for number, values in _objects(Path(path)):
                 yield SourceRow(f"{prefix}{number}", part, values if isinstance(values, dict) else None)
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{source}: cannot be read as JSON lines ({error})") from error
 
 
@@ -92,5 +93,5 @@ def _objects(path: Path) -> Iterator[tuple[int, Any]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -113,3 +113,11 @@ def test_ensembles_and_full_folders_are_refused(made, tmp_path):
         assemble([tmp_path / "one", tmp_path / "two"], tmp_path / "out", pairs)
     with pytest.raises(ValueError, match="exists and is not empty"):
         assemble(models, tmp_path / "one", pairs)
+
+
+@pytest.mark.parametrize("kind", ["experts", "judge", "ensemble"])
+def test_members_are_single_reward_models(kind, made, tmp_path):
+    shutil.copytree(made / "seed-1", tmp_path / "other")
+    (tmp_path / "other/grmlight.json").write_text(json.dumps({"kind": kind}))
+    with pytest.raises(ValueError, match=f"is of the kind '{kind}', no single reward model"):
+        assemble([made / "seed-0", tmp_path / "other"], tmp_path / "out", str(made / "pairs.jsonl"))

@@ -20,6 +20,8 @@ from grmlight.export import Opened, load_options, model_folder
 from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, RewardModel, Scorer, load_reward_model
 from tests import interop
 from tests.models import twins
+from tests.models.groups import mixed_groups
+from tests.reference.packing import pack_groups
 from tests.test_training_runs import write_material
 from tests.tiny_models import PACKABLE, UNPACKABLE, tiny_reward_model
 from tests.train_run import train
@@ -350,3 +352,22 @@ def test_the_serving_file_is_yaml_of_flags():
     page = (REPOSITORY / "docs/serving.md").read_text()
     assert "vllm serve --config configs/serving/vllm.yaml" in page
     assert served["model"] in page
+
+
+def test_what_openrlhf_normalizes_by_is_in_the_head_of_the_classifier(byte_tokenizer, tmp_path):
+    twins.openrlhf(tmp_path / "in", byte_tokenizer, normalize=True)
+    convert(tmp_path / "in", tmp_path / "out", "classifier")
+    batch = pack_groups(mixed_groups())
+    source, exported = (Scorer(load_reward_model(tmp_path / name)).score(batch) for name in ("in", "out"))
+    # The bias is left out of classifiers.
+    assert_close(exported - exported[0], source - source[0])
+    assert not {"normalize_reward", "mean", "std"} & json.loads((tmp_path / "out/config.json").read_text()).keys()
+
+
+def test_an_export_replaces_folders_too(byte_tokenizer, tmp_path):
+    twins.grm(tmp_path / "in", byte_tokenizer)
+    (tmp_path / "in/onnx").mkdir()
+    (tmp_path / "in/onnx/notes.txt").write_text("a")
+    for _ in range(2):
+        convert(tmp_path / "in", tmp_path / "out", "grm")
+        load_reward_model(tmp_path / "out")

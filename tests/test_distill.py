@@ -1,5 +1,8 @@
 """A linear head for an MLP one: the fit against plain least squares, and what is measured on which pairs."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +76,26 @@ def test_too_few_pairs_are_one_line(model, byte_tokenizer, tmp_path, monkeypatch
     assert AutoTokenizer.from_pretrained(byte_tokenizer).chat_template
     with pytest.raises(ValueError, match="holds 2 usable pairs; distillation needs at least 20"):
         distill(model, prepare(interop.pairs_file(tmp_path), str(byte_tokenizer), PrepareOptions()))
+
+
+def test_labels_decide_the_accuracy_and_rankings_stay_whole(model, byte_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    words = ["so", "not so", "why not", "if it is so", "never", "well then"]
+    rows = [{"prompt": f"why {i}", "responses": [f"{word} {i * k}" for k, word in enumerate(words)]} for i in range(20)]
+    for row in rows:
+        row["ratings"] = [1, 2, 3, 4, 5, 6]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = copy.deepcopy(model)
+    found = distill(whole, prepare(str(tmp_path / "ranked.jsonl"), str(byte_tokenizer), PrepareOptions()))
+    # 15 comparisons a ranking; every fifth ranking is held out.
+    assert (found.pairs, found.fitted) == (60, 240)
+
+    def accuracy(label):
+        pairs = [
+            {"prompt": row["prompt"], "chosen": row["responses"][0], "rejected": row["responses"][1]} for row in rows
+        ]
+        path = tmp_path / f"{label}.jsonl"
+        path.write_text("".join(json.dumps(pair | {"soft_label": label}) + "\n" for pair in pairs))
+        return distill(copy.deepcopy(model), prepare(str(path), str(byte_tokenizer), PrepareOptions())).accuracy
+
+    assert accuracy(0.1) == pytest.approx(1 - accuracy(0.9))

@@ -7,6 +7,11 @@ import pytest
 import torch
 
 from grmlight import PairDataModule, RewardModule
+from grmlight.data.tokenizer import load_tokenizer
+from grmlight.evaluation import Benchmarks
+from grmlight.evaluation.benchmarks import PairFile
+from grmlight.evaluation.evaluate import evaluate
+from grmlight.evaluation.group_scorer import ModelScorer
 from grmlight.models import EnsembleConfig, HeadConfig
 from grmlight.regularizers import DirectPreference, PositiveReward, TextGeneration
 from tests.tiny_models import tiny_backbone
@@ -91,3 +96,18 @@ def test_random_models_have_no_common_reference(data):
 def test_an_ensemble_needs_pairs_to_recenter_on():
     with pytest.raises(ValueError, match="recentered on the training pairs of a PairDataModule"):
         trainer().fit(module("heads"), [], [])
+
+
+def test_benchmarks_are_those_of_the_model_that_is_saved(data, tmp_path, byte_tokenizer):
+    rows = [
+        {"prompt": f"who {i}?", "chosen": "so " * (1 + i % 3) + "it", "rejected": "it is not " * (1 + i % 2)}
+        for i in range(30)
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmarks = Benchmarks(pairs={"bench": str(tmp_path / "bench.jsonl")})
+    trained = module("heads", "wco")
+    trainer(benchmarks, limit_val_batches=0).fit(trained, data())
+    scorer = ModelScorer(trained.model, load_tokenizer(str(byte_tokenizer)))
+    benchmark = PairFile("bench")
+    again = evaluate(scorer, benchmark, benchmark.read(str(tmp_path / "bench.jsonl")))
+    assert again.kept.rows == benchmarks.results[0].kept.rows

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from grmlight import PairDataModule, PrepareOptions, RewardModule
 from grmlight.convert import convert
 from grmlight.export import SaveModel
-from grmlight.models import BackboneConfig, HeadConfig, LoraOptions, Scorer, load_reward_model
+from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, Scorer, load_reward_model
 from grmlight.regularizers import TextGeneration
 from grmlight.training.checkpoints import Checkpoints
 from tests import interop
@@ -158,3 +158,9 @@ def test_a_plain_model_has_no_head_to_keep(byte_tokenizer, tmp_path):
         RewardModule(backbone=str(tmp_path / "lm"), head="keep")
     assert RewardModule(backbone=str(tmp_path / "lm"), head="linear").head == HeadConfig(kind="linear")
     assert json.loads((tmp_path / "lm/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_an_ensemble_does_not_go_on_from_one_model(byte_tokenizer, tmp_path):
+    twins.grm(tmp_path / "grm", byte_tokenizer)
+    with pytest.raises(ValueError, match="drop ensemble or head: keep"):
+        RewardModule(str(tmp_path / "grm"), head="keep", ensemble=EnsembleConfig(2, "heads"))

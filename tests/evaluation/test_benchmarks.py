@@ -365,7 +365,7 @@ def test_unified_feedback_by_source_without_ties(tmp_path):
 def test_pairs_go_by_category_else_source_and_soft_labels_have_a_side(tmp_path):
     rows = [
         {"prompt": "p", "chosen": "a 2", "rejected": "b 1", "category": "x", "source": "s"},
-        {"prompt": "p", "chosen": "a 2", "rejected": "b 2", "source": "s"},
+        {"prompt": "p", "chosen": "a 2", "rejected": "b 2", "source": "s", "soft_label": None},
         {"prompt": "r", "chosen": "a 2", "rejected": "b 3", "soft_label": 0.2},
         {"prompt": "r", "chosen": "a 2", "rejected": "b 3", "soft_label": 0.5},
         {"prompt": "r", "chosen": "a 2", "rejected": "a 2"},

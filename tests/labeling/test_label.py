@@ -259,3 +259,25 @@ def test_the_command_labels_with_a_local_model_and_with_an_endpoint(pairs, local
     assert len(read(tmp_path / "out.jsonl")) == 12
     with pytest.raises(SystemExit, match="name the language model"):
         cli.main(common)
+
+
+def test_the_pairs_are_never_replaced_by_their_labels(pairs, tmp_path):
+    before = (tmp_path / "pairs.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="is the source, or lies in it"):
+        label(pairs, tmp_path / "pairs.jsonl", CAPABILITIES, EndpointAsker("http://127.0.0.1:1", "judge"))
+    assert (tmp_path / "pairs.jsonl").read_bytes() == before
+
+
+def test_a_ranking_is_named(tmp_path):
+    row = {"prompt": "why", "responses": ["a", "b", "c"], "ratings": [1, 2, 3], "category": "chat"}
+    (tmp_path / "ranked.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match="row 1 is a ranking of 3 responses"):
+        label(str(tmp_path / "ranked.jsonl"), tmp_path / "out.jsonl", CAPABILITIES, EndpointAsker("http://127.0.0.1:1"))
+
+
+def test_a_reply_in_parts_is_said():
+    with (
+        serving(lambda body: [{"type": "text", "text": "A"}]) as (url, _),
+        pytest.raises(ValueError, match="chat protocol"),
+    ):
+        EndpointAsker(url, "judge").ask(Question("why", "a", "b", "length", "Long."))

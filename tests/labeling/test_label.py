@@ -276,8 +276,7 @@ def test_a_ranking_is_named(tmp_path):
 
 
 def test_a_reply_in_parts_is_said():
-    with (
-        serving(lambda body: [{"type": "text", "text": "A"}]) as (url, _),
-        pytest.raises(ValueError, match="chat protocol"),
-    ):
-        EndpointAsker(url, "judge").ask(Question("why", "a", "b", "length", "Long."))
+    parts = json.dumps({"choices": [{"message": {"content": [{"type": "text", "text": "A"}]}}]}).encode()
+    question = Question("why", "a", "b", "length", "Long.")
+    with serving(lambda body: parts) as (url, _), pytest.raises(ValueError, match="chat protocol"):
+        EndpointAsker(url, "judge").ask(question)

@@ -23,7 +23,7 @@ from grmlight.evaluation.run_report import run_directory
 from grmlight.models import AnyRewardModel, RewardModel, gather, load_reward_model
 from grmlight.models.adapters import ADAPTER_CONFIG
 from grmlight.models.backbone import HEAD_PREFIX
-from grmlight.models.checkpoint import publish_model
+from grmlight.models.checkpoint import MEMBER, publish_model
 from grmlight.models.foreign import by_grm_authors, warn_of_text
 from grmlight.models.loading import OPTIONS_FILE, read_kind
 from grmlight.models.shards import is_shards, read_tensors
@@ -66,6 +66,9 @@ def write_options(directory: Path, options: PrepareOptions, **more: Any) -> None
     kept = dataclasses.asdict(options)
     for name in ("stride", "offset", "limit", "flip", "flip_seed", "chat_template"):
         kept.pop(name)
+    # An ensemble's members are models of their own, and read text alike.
+    for member in sorted(directory.glob(f"{MEMBER}*")):
+        write_json(member / OPTIONS_FILE, {"prepare": kept})
     write_json(directory / OPTIONS_FILE, {"prepare": kept} | more)
 
 

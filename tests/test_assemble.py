@@ -46,7 +46,8 @@ def test_an_ensemble_of_trained_models_is_these_models_recentered(made, tmp_path
     raw_KN = torch.stack([Scorer(load_reward_model(model)).score(batch) for model in models])
     recentered_KN = (raw_KN - found.reward_shift_K[:, None]) / found.reward_scale_K[:, None]
     torch.testing.assert_close(Scorer(found).score(batch), recentered_KN.amin(0), rtol=1e-5, atol=1e-5)
-    assert json.loads((tmp_path / "out/grmlight.json").read_text())["prepare"]["max_length"] == 100
+    for folder in (tmp_path / "out", tmp_path / "out/member-1"):
+        assert json.loads((folder / "grmlight.json").read_text())["prepare"]["max_length"] == 100
 
 
 def test_scores_of_an_ensemble_take_another_aggregation(made, tmp_path):

@@ -110,7 +110,7 @@ def test_ensembles_and_full_folders_are_refused(made, tmp_path):
     models, pairs = [made / f"seed-{seed}" for seed in range(2)], str(made / "pairs.jsonl")
     assemble(models, tmp_path / "one", pairs)
     assemble(models, tmp_path / "two", pairs)
-    with pytest.raises(ValueError, match="no single reward model; give its members' folders"):
+    with pytest.raises(ValueError, match="no single reward model; give single ones, such as its members"):
         assemble([tmp_path / "one", tmp_path / "two"], tmp_path / "out", pairs)
     with pytest.raises(ValueError, match="exists and is not empty"):
         assemble(models, tmp_path / "one", pairs)

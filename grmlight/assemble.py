@@ -62,7 +62,9 @@ def check_alike(folders: Sequence[Path]) -> None:
     """
     for folder in folders:
         if (kind := read_kind(folder)) != "reward":
-            raise ValueError(f"{folder}: is of the kind {kind!r}, no single reward model; give single ones, such as its members")
+            raise ValueError(
+                f"{folder}: is of the kind {kind!r}, no single reward model; give single ones, such as its members"
+            )
     first = _traits(folders[0])
     for folder in folders[1:]:
         traits = _traits(folder)

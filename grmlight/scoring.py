@@ -17,7 +17,6 @@ from grmlight.evaluation.predictions import Prediction, predictions, write_predi
 from grmlight.export import load_options, model_folder
 from grmlight.models import EnsembleModel, ExpertsModel, Scorer, load_reward_model
 from grmlight.models.aggregation import Aggregation
-from grmlight.models.loading import read_kind
 
 
 def score(
@@ -49,12 +48,10 @@ def score(
     folder = model_folder(model)
     if not out.parent.is_dir():
         raise ValueError(f"{out}: its folder {out.parent} does not exist; make it first")
-    if read_kind(folder) == "judge":
-        raise ValueError(f"{model}: is a judge, which reads texts and not tokens; `grmlight evaluate` takes it")
+    loaded = _load(folder, aggregation, variance_weight)
     prepared = prepare(source, str(folder), load_options(folder))
     ids = {entry["row"]: entry["id"] for entry in prepared.store.rows()}
     with _deterministic():
-        loaded = _load(folder, aggregation, variance_weight)
         write_predictions(out, _scored(loaded, prepared, pairs_per_batch), ids)
     return prepared
 

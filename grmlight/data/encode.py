@@ -6,8 +6,8 @@ Shape suffixes are those of `grmlight.data.batch`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,6 +21,8 @@ SUMMARIZE = "Generate one-sentence summary for the following post: "
 """What the GRM authors put before summarization prompts (`data_rs/src/record.rs` has the same)."""
 
 _CHUNK = 512
+
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,21 @@ def cost(group: TokenGroup) -> int:
     """Tokens of a group in a pack, the shared prompt counted once."""
     shared = shared_prefix(group.responses)
     return shared + sum(len(tokens) - shared for tokens in group.responses)
+
+
+def in_batches(items: Iterable[_Item], size: Callable[[_Item], int], most: int) -> Iterator[list[_Item]]:
+    """Items in order, cut where a batch would exceed so many tokens; one that is larger stands alone."""
+    held: list[_Item] = []
+    tokens = 0
+    for item in items:
+        needed = size(item)
+        if held and tokens + needed > most:
+            yield held
+            held, tokens = [], 0
+        held.append(item)
+        tokens += needed
+    if held:
+        yield held
 
 
 def pack(groups: Sequence[TokenGroup]) -> GroupBatch:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from grmlight.data.encode import TextEncoder, TokenGroup, cost, pack, shared_prefix
+from grmlight.data.encode import TextEncoder, TokenGroup, cost, in_batches, pack, shared_prefix
 from grmlight.data.options import PrepareOptions
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
@@ -101,7 +101,7 @@ class ModelScorer:
         kept = {number: each for number, each in enumerate(encoded) if isinstance(each, TokenGroup)}
         self.truncated = [number for number, each in kept.items() if each.cut]
         parts = [part for number, group in kept.items() for part in self._parts(number, group)]
-        packs = list(self._packs(parts))
+        packs = list(in_batches(parts, lambda part: cost(part[2]), self.tokens_per_forward))
         forwards = self._forwards(len(packs))
         hidden = not self.progress
         for turn in tqdm(range(forwards), f"scoring with {self.name}", unit=" packs", delay=2, disable=hidden):
@@ -129,19 +129,6 @@ class ModelScorer:
                 dataclasses.replace(group, responses=group.responses[chosen], starts=group.starts[chosen]),
             )
             first = last
-
-    def _packs(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
-        held: list[Part] = []
-        tokens = 0
-        for part in parts:
-            needed = cost(part[2])
-            if held and tokens + needed > self.tokens_per_forward:
-                yield held
-                held, tokens = [], 0
-            held.append(part)
-            tokens += needed
-        if held:
-            yield held
 
     def _forwards(self, packs: int) -> int:
         """As many as the rank with the most packs has, where all of them must run the model equally often."""

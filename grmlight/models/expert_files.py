@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.names import resolve
 from grmlight.models.backbone import BackboneConfig, LoraOptions, check_loaded
-from grmlight.models.checkpoint import publish_model
+from grmlight.models.checkpoint import OPTIONS_FILE, writing
 from grmlight.models.expert_config import ExpertsConfig
 from grmlight.models.heads import HeadConfig
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 KIND = "experts"
 """The kind that the folder's grmlight.json names."""
 
-_TENSORS, _OPTIONS = "experts.safetensors", "grmlight.json"
+_TENSORS = "experts.safetensors"
 _LM, _ADAPTERS = "backbone.", ".adapters."
 
 
@@ -38,26 +37,20 @@ def save(model: ExpertsModel, directory: str | os.PathLike[str], tokenizer: PreT
     Raises:
         ValueError: the directory is a file.
     """
-    target = Path(directory)
-    if target.is_file():
-        raise ValueError(f"cannot save a model to {target}: it is a file; give a directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        part = Path(temporary)
+    with writing(directory) as part:
         state = {name: tensor for name, tensor in model.lm.state_dict().items() if _ADAPTERS not in name}
         model.lm.save_pretrained(part, state_dict=state)
         save_file(_trained(model), part / _TENSORS)
-        (part / _OPTIONS).write_text(json.dumps(folder_entries(model), indent=2) + "\n", encoding="utf-8")
+        (part / OPTIONS_FILE).write_text(json.dumps(folder_entries(model), indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        publish_model(part, target)
 
 
 def load(model_class: type[Model], directory: str | os.PathLike[str], options: dict[str, Any]) -> Model:
     """Build a model from a folder. See `ExpertsModel.from_pretrained`."""
     folder = Path(resolve(os.fspath(directory), "model"))
     try:
-        kept = json.loads((folder / _OPTIONS).read_text(encoding="utf-8"))[KIND]
+        kept = json.loads((folder / OPTIONS_FILE).read_text(encoding="utf-8"))[KIND]
         backbone = BackboneConfig(
             name=str(folder),
             lora=LoraOptions(**kept["lora"] | {"targets": tuple(kept["lora"]["targets"])}),
@@ -65,7 +58,7 @@ def load(model_class: type[Model], directory: str | os.PathLike[str], options: d
         )
         model = build(model_class, backbone, kept, options)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} holds no experts: its {_OPTIONS} cannot be read ({error})") from error
+        raise ValueError(f"{folder} holds no experts: its {OPTIONS_FILE} cannot be read ({error})") from error
     try:
         tensors = load_file(folder / _TENSORS)
     except (SafetensorError, OSError) as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from grmlight.data.encode import TokenGroup, cost, pack
+from grmlight.data.encode import TokenGroup, cost, in_batches, pack
 from grmlight.data.files import write_json, write_whole
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
@@ -146,10 +146,9 @@ class Judge(nn.Module):
         letters = torch.tensor([id_ for ids in self.prompt.tokens_2F for id_ in ids], device=device)
         weight_FH, bias_F = head.weight[letters], None if head.bias is None else head.bias[letters]
         found: dict[tuple[int, ...], float] = {}
+        ordered = sorted(groups, key=lambda group: (-cost(_unscored(group)), group))
         with evaluating(self.lm):
-            for part in _parts(
-                sorted(groups, key=lambda group: (-cost(_unscored(group)), group)), self.tokens_per_batch
-            ):
+            for part in in_batches(ordered, lambda group: cost(_unscored(group)), self.tokens_per_batch):
                 batch = pack([_unscored(group) for group in part]).to(device)
                 states = (packed_states if self.packed else padded_states)(decoder(self.lm), batch)
                 logits_QF = chunk_logits(states.at_last(), weight_FH, bias_F, self._transform)
@@ -172,18 +171,3 @@ def _rewards(answers: int, odds: dict[tuple[int, int], float]) -> list[float]:
         return 0.0 if i == j else (odds[i, j] - odds[j, i]) / 2
 
     return [sum(against(i, j) for j in range(answers)) / answers for i in range(answers)]
-
-
-def _parts(groups: Sequence[tuple[tuple[int, ...], ...]], tokens: int) -> Iterator[list[tuple[tuple[int, ...], ...]]]:
-    """Groups in order, cut where a part would exceed so many tokens."""
-    part: list[tuple[tuple[int, ...], ...]] = []
-    total = 0
-    for group in groups:
-        size = cost(_unscored(group))
-        if part and total + size > tokens:
-            yield part
-            part, total = [], 0
-        part.append(group)
-        total += size
-    if part:
-        yield part

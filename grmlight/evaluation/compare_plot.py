@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot(tables: Sequence[Table]) -> Figure:
-    """A row of panels a table; diamonds are published numbers, dashes "longer wins"."""
+    """A row of panels a table; diamonds are published numbers, dashes "longer wins" of the first run."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -30,6 +30,7 @@ def plot(tables: Sequence[Table]) -> Figure:
     legend = [
         Line2D([], [], color="C0", marker="o", label="run, 95% interval"),
         Line2D([], [], color="C1", marker="D", markerfacecolor="none", linestyle="", label="paper"),
+        Line2D([], [], color="C7", marker="D", markerfacecolor="none", linestyle="", label="paper, other settings"),
         Line2D([], [], color="C7", linestyle="--", label="longer wins"),
     ]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize="small")
@@ -44,7 +45,9 @@ def _draw(panel: Axes, table: Table, place: int, column: Column) -> None:
             panel.plot([low, high], [height, height], color="C0", lw=1.5)
             panel.plot([100 * score.accuracy], [height], "o", color="C0", markersize=6)
         if (value := _published(line, column)) is not None:
-            panel.plot([value], [height], "D", color="C1", markerfacecolor="none", markersize=6)
+            panel.plot(
+                [value], [height], "D", color="C7" if line.unlike else "C1", markerfacecolor="none", markersize=6
+            )
     first = table.lines[0].cells[place].score
     if first is not None and first.ruler is not None:
         panel.axvline(100 * first.ruler, color="C7", linestyle="--", lw=1)

@@ -15,6 +15,9 @@ from grmlight.evaluation.published import PublishedRow
 from grmlight.evaluation.run_files import Run
 
 _COSTS = {"trainable_parameters": "trainable", "train_seconds": "train s", "scoring_passes": "passes"}
+_COST_LEGEND = (
+    "trainable: parameters that learn; train s: seconds of training; passes: forwards of a backbone for a reward"
+)
 _MARKS = {
     "text": {"": "{} ", "best": "{}*", "second": "{}+"},
     "markdown": {"": "{}", "best": "**{}**", "second": "*{}*"},
@@ -52,13 +55,15 @@ def _header(table: Table) -> list[str]:
 
 
 def _rows(table: Table, style: str) -> list[list[str]]:
-    """A row a run, below it its difference to the first run and the published row; last the first run's rulers."""
+    """A row a run; below it its difference to the first run, and the published row; last the first run's rulers."""
     rows: list[list[str]] = []
     for line in table.lines:
         cells = [_MARKS[style][cell.mark].format(_percent(cell)) for cell in line.cells]
         rows.append([line.run.label, *cells, *_costs(line.run)])
         if any(cell.difference for cell in line.cells):
-            rows.append([f"  - {table.lines[0].run.label}", *map(_difference, line.cells), *[""] * len(_COSTS)])
+            rows.append([f"  minus {table.lines[0].run.label}", *map(_difference, line.cells), *[""] * len(_COSTS)])
+        elif line is table.lines[0] and any(cell.score and cell.score.low is not None for cell in line.cells):
+            rows.append(["  95% interval", *map(_interval, line.cells), *[""] * len(_COSTS)])
         if line.published:
             rows.append(_published(line.published, table, ", other settings" if line.unlike else ""))
     rows += [_published(row, table) for row in table.around]
@@ -87,6 +92,15 @@ def _difference(cell: Cell) -> str:
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
+def _interval(cell: Cell) -> str:
+    score = cell.score
+    return (
+        "-"
+        if score is None or score.low is None or score.high is None
+        else f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    )
+
+
 def _published(row: PublishedRow, table: Table, behind: str = "") -> list[str]:
     values = [row.values[column.name] for column in table.columns]
     shown = ["not found" if value is None else f"{value:.1f}" for value in values]
@@ -105,6 +119,8 @@ def _notes(table: Table, style: str) -> list[str]:
     notes = [f"accuracy in %; {_LEGEND[style]}"] if len(table.lines) > 1 else ["accuracy in %"]
     if any(cell.difference for line in table.lines for cell in line.cells):
         notes.append("differences in points, with 95% intervals of the paired bootstrap over prompts")
+    if any(line.run.costs for line in table.lines):
+        notes.append(_COST_LEGEND)
     for line in table.lines[1:]:
         notes += _row_notes(table, line)
     notes += [note for line in table.lines for note in _setting_note(line)]
@@ -142,8 +158,8 @@ def _row_notes(table: Table, line: Line) -> list[str]:
                     if rows
                 ]
                 notes.append(
-                    f"{name}: {line.run.label} - {first.label} is over the {len(mine & others)} rows that both have; "
-                    f"left out: {', '.join(left_out)}"
+                    f"{name}: {line.run.label} minus {first.label} is over the {len(mine & others)} rows that both "
+                    f"have; left out: {', '.join(left_out)}"
                 )
     return [*notes, *_ruler_notes(table, line)]
 

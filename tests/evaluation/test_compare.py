@@ -129,7 +129,8 @@ def test_the_published_row_stands_below_ours(tmp_path):
     (table,) = compare(read_runs(given), draws=10)
     lines = as_text([table]).splitlines()
     below = {line.split()[0]: lines[n + 1 : n + 3] for n, line in enumerate(lines) if not line.startswith(" ")}
-    assert below["base"][0].split()[-3:] == ["68.8", "70.3", "69.1"]
+    assert below["base"][0].split() == ["95%", "interval", "[60.0,", "80.0]", "-", "-"]
+    assert below["base"][1].split()[-3:] == ["68.8", "70.3", "69.1"]
     assert "paper: GRM, SFT (Table 2)" in below["grm"][1]
     assert below["grm"][1].split()[-3:] == ["71.5", "78.7", "73.0"]
     assert below["small"][1].endswith("not found  not found  not found")
@@ -280,9 +281,9 @@ def test_runs_with_both_tables_print_both_or_the_one_asked_for(tmp_path):
 def test_rows_that_one_run_lacks_are_said(tmp_path):
     given = [make_run(tmp_path / "a", {"s": rows_with(60)}), make_run(tmp_path / "b", {"s": rows_with(60)[:90]})]
     text = as_text(compare(read_runs(given), draws=10))
-    assert "s: b - a is over the 90 rows that both have; left out: 10 that b lacks" in text
+    assert "s: b minus a is over the 90 rows that both have; left out: 10 that b lacks" in text
     back = as_text(compare(read_runs(given[::-1]), draws=10))
-    assert "s: a - b is over the 90 rows that both have; left out: 10 that b lacks" in back
+    assert "s: a minus b is over the 90 rows that both have; left out: 10 that b lacks" in back
 
 
 def test_labels_are_the_ends_of_paths_that_tell_runs_apart(tmp_path):

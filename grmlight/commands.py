@@ -32,7 +32,7 @@ def run_compare(arguments: list[str]) -> None:
         prog="grmlight compare",
         description="Put runs into the papers' tables, with paired differences to the first and the published rows.",
     )
-    parser.add_argument("runs", nargs="*", help="run directories, each RUN or LABEL=RUN; the first is compared with")
+    parser.add_argument("runs", nargs="*", help="run directories, each RUN or LABEL=RUN; differences are to the first")
     parser.add_argument("--table", choices=list(TABLES), help="this table alone, of those that the runs have")
     parser.add_argument(
         "--published",

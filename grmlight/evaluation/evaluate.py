@@ -15,7 +15,7 @@ from grmlight.evaluation.benchmarks import Benchmark, Example, Reading
 from grmlight.evaluation.benchmarks.benchmark import why_nothing
 from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.evaluation.rows import Row as KeptRow
-from grmlight.evaluation.rows import Rows, rows_file, write_rows
+from grmlight.evaluation.rows import Rows, evaluation_rows_file, write_rows
 from grmlight.evaluation.tally import Bootstrap, Row, Scored
 
 _Verdicts = tuple[dict[str, str], list[str], dict[str, KeptRow]]
@@ -70,10 +70,10 @@ def evaluate(
 
 
 def keep_rows(results: Sequence[Result], directory: Path) -> None:
-    """Write a run's `rows-BENCHMARK.json`, of which `grmlight compare` makes paired differences."""
+    """Write a run's `evaluation-rows-BENCHMARK.json`, of which `grmlight compare` makes paired differences."""
     for result in results:
         if result.kept.rows:
-            write_rows(rows_file(directory, result.rows[-1].benchmark), result.kept)
+            write_rows(evaluation_rows_file(directory, result.rows[-1].benchmark), result.kept)
 
 
 def _kept(benchmark: Benchmark, reading: Reading, found: dict[str, KeptRow]) -> Rows:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EVALUATION_FILE = "evaluation.json"
 """What a run directory keeps of its model's evaluation."""
 
-_HEADER = ("benchmark", "category", "n", "accuracy", "95% interval", "longer wins", "ece", "length r")
+_HEADER = ("benchmark", "category", "n", "accuracy", "95% interval", "longer wins (characters)", "ece", "length r")
 _PACKAGES = ("grmlight", "torch", "transformers")
 
 
@@ -141,7 +141,7 @@ def plot(results: Sequence[Result]) -> Figure:
             range(len(names)), values, xerr=errors, color=colors, error_kw={"lw": 1}, label="accuracy, 95% interval"
         )
         rulers = [row.ruler.value for row in result.rows]
-        panel.plot(rulers, range(len(names)), "kx", markersize=5, label="longer wins")
+        panel.plot(rulers, range(len(names)), "kx", markersize=5, label="longer wins (characters)")
         panel.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title=result.rows[0].benchmark)
         panel.invert_yaxis()
     panels[-1].set_xlabel("accuracy")

@@ -28,6 +28,11 @@ ALL, AVERAGE = "all", "average"
 """The category of a benchmark's total: over all rows, or the mean of its parts."""
 
 
+def apart_from_totals(category: str) -> str:
+    """A category's name, changed where a total has it."""
+    return f"{category} (category)" if category.strip().lower() in (ALL, AVERAGE) else category
+
+
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
     """How intervals are made, and where sums are reduced.

@@ -10,12 +10,14 @@ from grmlight._data_rs import read_pairs
 from grmlight.data.texts import Response, TextGroup
 from grmlight.evaluation.benchmarks.benchmark import Benchmark
 from grmlight.evaluation.benchmarks.example import Example, Reading, Refused
+from grmlight.evaluation.tally import apart_from_totals
 
 
 class PairFile(Benchmark):
     """Pairs of a file, by their `category`, else by their `source`.
 
-    Rows are read and linted as for training; a pair with equal rewards counts one half.
+    Rows are read and linted as for training; a pair with equal rewards counts one half. A category that has a total's
+    name ("all", "average") gets " (category)" behind it, and its rows are noted.
 
     Args:
         name: what the result is called.
@@ -36,7 +38,15 @@ class PairFile(Benchmark):
 
     def example(self, row: Mapping[str, Any], part: str, reading: Reading, label: str) -> Example:
         """A pair."""
-        return Example(label, str(row.get("category") or row.get("source") or "none"), text_pair(row))
+        group = text_pair(row)
+        return Example(label, self.category(row.get("category") or row.get("source"), reading, label), group)
+
+    def category(self, value: Any, reading: Reading, label: str) -> str:
+        """A row's category, which is no total's name."""
+        given = str(value or "none")
+        if (found := apart_from_totals(given)) != given:
+            reading.note("category_named_as_a_total", label)
+        return found
 
 
 class UnifiedFeedback(PairFile):
@@ -58,7 +68,8 @@ class UnifiedFeedback(PairFile):
 
     def example(self, row: Mapping[str, Any], part: str, reading: Reading, label: str) -> Example:
         """A pair."""
-        return Example(label, str(row["source"]), text_pair(row))
+        group = text_pair(row)
+        return Example(label, self.category(row["source"], reading, label), group)
 
 
 def text_pair(row: Mapping[str, Any]) -> TextGroup:

@@ -119,7 +119,7 @@ def _load_disk(path: Path) -> Any:
         raise ValueError(
             f"{path}: holds neither .parquet files nor a data set written by save_to_disk; name a file or such a folder"
         ) from error
-    return _one_split(loaded, str(path))
+    return _one_split(loaded, f"{path}/")
 
 
 def _load_hub(source: str) -> Any:
@@ -138,15 +138,16 @@ def _load_hub(source: str) -> Any:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source}: no such file, and no data set of that name could be loaded ({reason})") from error
-    return _one_split(loaded, source)
+    return _one_split(loaded, f"{source}:")
 
 
-def _one_split(loaded: Any, source: str) -> Any:
+def _one_split(loaded: Any, prefix: str) -> Any:
     import datasets
 
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) > 1:
-            raise ValueError(f"{source}: has splits {', '.join(map(str, loaded))}; name one with {source}:SPLIT")
+            splits = list(map(str, loaded))
+            raise ValueError(f"{prefix[:-1]}: has splits {', '.join(splits)}; name one, as in {prefix}{splits[0]}")
         return next(iter(loaded.values()))
     return loaded
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from grmlight.evaluation.benchmarks.example import Example, Reading, Refused, cluster, missing
-from grmlight.evaluation.benchmarks.rows import hub_rows, local_rows
+from grmlight.evaluation.benchmarks.rows import hub_rows, local_copy
 from grmlight.evaluation.rows import Row as KeptRow
 from grmlight.evaluation.tally import Bootstrap, Row, Scored, pair_rows
 
@@ -40,7 +40,10 @@ class Benchmark(ABC):
         Errors: ValueError in one line for what is missing, of another format, or holds no usable row.
         """
         reading = Reading(source or ", ".join(source for _, source in self.hub))
-        for label, part, values in local_rows(Path(source)) if source else hub_rows(self.hub, self.name):
+        copy = local_copy(Path(source), self.hub) if source else None
+        for file in copy.left_out if copy else ():
+            reading.note("file_of_another_split", file)
+        for label, part, values in copy.rows() if copy else hub_rows(self.hub, self.name):
             reading.rows += 1
             self._take(reading, label, part, values)
         if not reading.examples:
@@ -96,7 +99,8 @@ def why_nothing(reading: Reading) -> str:
     if not reading.rows:
         return "is empty; give JSON lines, one object a line"
     refused = ", ".join(f"{len(rows)} {reason.replace('_', ' ')}" for reason, rows in reading.refused.items())
-    return f"none of its {reading.rows} rows can be used (refused: {refused})"
+    advice = "; give JSON lines, one object a line" if "invalid_json" in reading.refused else ""
+    return f"none of its {reading.rows} rows can be used (refused: {refused}){advice}"
 
 
 def counted(reading: Reading) -> Iterator[tuple[str, int]]:

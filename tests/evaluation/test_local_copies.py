@@ -71,7 +71,10 @@ def test_several_splits_of_a_benchmark_keep_their_names(tmp_path):
     tables = {name: datasets.Dataset.from_list(judged(name)) for name in ("human", "gpt4_pair")}
     datasets.DatasetDict(tables).save_to_disk(saved)
     _, reading = read_benchmark(f"mtbench={saved}")
-    assert [(each.category, each.row) for each in reading.examples] == [("human", "human:1"), ("gpt4_pair", "gpt4_pair:1")]
+    assert [(each.category, each.row) for each in reading.examples] == [
+        ("human", "human:1"),
+        ("gpt4_pair", "gpt4_pair:1"),
+    ]
 
 
 def test_of_a_saved_dictionary_of_data_sets_the_benchmarks_own_split_is_read(tmp_path):

@@ -79,11 +79,11 @@ class Benchmark(ABC):
         return
 
     def kept(self, example: Example, rewards: Sequence[float]) -> KeptRow | None:
-        """What a paired comparison of two models needs of a pair; None where the score is no sum over examples."""
-        better, worse = rewards
-        right = self.equal if better == worse else float(better > worse)
+        """What a paired comparison of two models needs of a pair or a ranking; None where the score is no sum."""
+        sides = [(rewards[better], rewards[worse]) for better, worse in example.comparisons]
+        right = sum(self.equal if better == worse else float(better > worse) for better, worse in sides)
         prompt = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
-        return KeptRow(example.row, prompt, right, category=example.category)
+        return KeptRow(example.row, prompt, right, float(len(sides)), category=example.category)
 
     def weighed(self, rows: Sequence[KeptRow]) -> list[KeptRow]:
         """All kept rows with the weights by which they add up to the score."""

@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_named(file: Path, split: str) -> bool:
-    """Whether a file belongs to a split: by a folder of that name, or as SPLIT.jsonl and SPLIT-00000-of-00001.parquet."""
+    """Whether a file is of a split: in a folder of that name, or called SPLIT.jsonl or SPLIT-00000-of-00001.parquet."""
     return split in file.parts or re.match(rf"{re.escape(split)}[-.]", file.name) is not None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from grmlight._data_rs import read_pairs
 from grmlight.data.prepare import why_nothing
 from grmlight.data.render import Message
-from grmlight.data.source import as_json_lines, read_column
+from grmlight.data.source import as_json_lines, is_gzip, read_column
 from grmlight.data.texts import Response, TextGroup
 
 
@@ -61,9 +61,8 @@ def text_rows(source: str, scratch: Path) -> tuple[list[TextRow], dict[str, Any]
 
 
 def _values(path: Path, numbers: set[int]) -> dict[int, dict[str, Any]]:
-    """The columns of rows that the reader took, by number; like it, this tells .gz by the first bytes."""
-    with path.open("rb") as file:
-        opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
+    """The columns of rows that the reader took, by number."""
+    opener = gzip.open if is_gzip(path) else open
     with opener(path, "rb") as file:
         return {row: json.loads(line.decode("utf-8-sig")) for row, line in enumerate(file, 1) if row in numbers}
 

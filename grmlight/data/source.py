@@ -67,7 +67,7 @@ def read_column(source: str, name: str) -> dict[int, str]:
         rows = itertools.chain.from_iterable(_batches(source))
         return {number: row[name] for number, row in enumerate(rows, 1) if _is_text(row.get(name))}
     key, found = json.dumps(name), {}
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if is_gzip(path) else open
     # A broken line has been refused already; those behind it keep their numbers.
     with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
@@ -75,6 +75,12 @@ def read_column(source: str, name: str) -> dict[int, str]:
             if key in line and _is_text(text := _entry(line, name)):
                 found[number] = text
     return found
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file is compressed, by its first bytes: as the Rust reader tells."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _entry(line: str, name: str) -> Any:

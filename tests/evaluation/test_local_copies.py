@@ -10,6 +10,9 @@ import pytest
 
 from grmlight.data.source import read_column
 from grmlight.evaluation.benchmarks import PairFile, read_benchmark
+from grmlight.evaluation.evaluate import evaluate
+from grmlight.evaluation.report import as_table
+from tests.evaluation.verdicts import RuleScorer
 
 SUBSET = "alpacaeval-easy"
 
@@ -132,3 +135,44 @@ def test_a_file_that_is_no_json_at_all_says_what_is_wanted(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps({"rows": bench("one")}, indent=1))
     with pytest.raises(ValueError, match=r"refused: \d+ invalid json\); give JSON lines, one object a line"):
         read_benchmark(f"rewardbench={tmp_path / 'rows.json'}")
+
+
+def test_a_line_that_is_no_text_is_refused_alone_as_in_training(tmp_path):
+    lines = [json.dumps(row).encode() for row in bench("one", "two")]
+    (tmp_path / "rows.jsonl").write_bytes(lines[0] + b"\n\xff\xfe\n" + lines[1])
+    found, reading = prompts("rewardbench", tmp_path / "rows.jsonl")
+    assert found == ["p one", "p two"]
+    assert reading.refused == {"invalid_json": ["2"]}
+
+
+def test_a_compressed_file_is_told_by_its_bytes_as_in_training(tmp_path):
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in bench("one"))
+    (tmp_path / "rows.jsonl").write_bytes(gzip.compress(content))
+    assert len(PairFile().read(str(tmp_path / "rows.jsonl")).examples) == 1
+    assert read_column(str(tmp_path / "rows.jsonl"), "prompt") == {1: "p one"}
+
+
+def test_categories_are_texts_and_stay_on_their_line(tmp_path):
+    names = ["a\nb", None, ["c"], 3, ""]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(bench("x")[0] | {"category": name, "source": "s"}) + "\n" for name in names)
+    )
+    benchmark = PairFile()
+    reading = benchmark.read(str(tmp_path / "rows.jsonl"))
+    assert [each.category for each in reading.examples] == ["a\nb", "s", "s", "s", "s"]
+    table = as_table([evaluate(RuleScorer(len), benchmark, reading)])
+    assert "pairs      a b " in table
+
+
+def test_pairs_may_be_named_as_training_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match="^some/set@all:val: no such file, and no data set of that name could be loaded"
+    ):
+        PairFile().read("some/set@all:val")
+    with pytest.raises(ValueError, match="^nowhere.jsonl: no such file; give a path that exists or a data set"):
+        PairFile().read("nowhere.jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"question": "q"}\n')
+    with pytest.raises(ValueError, match="not chosen, rejected; give pairs or rankings, as training takes them"):
+        PairFile().read(str(tmp_path / "rows.jsonl"))

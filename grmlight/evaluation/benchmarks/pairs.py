@@ -33,6 +33,7 @@ class PairFile(Benchmark):
     hub = ()
     columns = ()
     equal = 0.5
+    files = "pairs or rankings, as training takes them"
 
     def __init__(self, name: str = "pairs") -> None:
         self.name = name
@@ -47,7 +48,10 @@ class PairFile(Benchmark):
         group, ratings = text_group(row)
         if len(set(ratings)) < len(ratings):
             reading.note("tie", label)
-        return Example(label, str(row.get("category") or row.get("source") or "none"), group, ratings=ratings)
+        # Training takes texts alone for either.
+        names = [row.get(name) for name in ("category", "source")]
+        category = next((name for name in names if isinstance(name, str) and name), "none")
+        return Example(label, category, group, ratings=ratings)
 
 
 class UnifiedFeedback(PairFile):
@@ -59,6 +63,7 @@ class UnifiedFeedback(PairFile):
     hub = (("val", "llm-blender/Unified-Feedback@all:val"),)
     columns = ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating", "source")
     equal = 0.0
+    files = Benchmark.files
 
     def __init__(self) -> None:
         super().__init__("unified_feedback")

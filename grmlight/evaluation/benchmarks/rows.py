@@ -7,11 +7,12 @@ import json
 import re
 import tempfile
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grmlight.data.source import as_json_lines
+from grmlight.data.source import as_json_lines, is_gzip
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _LINES = (".jsonl", ".jsonl.gz")
@@ -82,6 +83,11 @@ def local_copy(path: Path, hub: Iterable[tuple[str, str]] = ()) -> LocalCopy:
     return LocalCopy(path, chosen, [str(file.relative_to(path)) for file in found if file not in chosen])
 
 
+def source_rows(source: str) -> Iterator[SourceRow]:
+    """The rows of whatever training takes by name. Errors: ValueError in one line if it cannot be loaded."""
+    return _rows_of(source, "", "")
+
+
 def hub_rows(sources: Iterable[tuple[str, str]], benchmark: str) -> Iterator[SourceRow]:
     """The rows of a hub's data sets, given with the names of their parts.
 
@@ -141,27 +147,30 @@ def _rows_of(source: str, prefix: str, part: str) -> Iterator[SourceRow]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    # As the reader of training pairs, it passes over a byte order mark.
-    with opener(path, "rt", encoding="utf-8-sig") as file:
-        if not path.name.endswith(_LINES) and _first(file) == "[":
-            yield from enumerate(json.loads(file.read()), 1)
+    opener = gzip.open if path.suffix == ".gz" or is_gzip(path) else open
+    # As the reader of training pairs: it passes over a byte order mark, and refuses a line that is no UTF-8 alone.
+    with opener(path, "rb") as file:
+        begin = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        file.seek(begin)
+        listed = not path.name.endswith(_LINES) and _first(file) == b"["
+        file.seek(begin)
+        if listed:
+            yield from enumerate(json.loads(file.read().decode()), 1)
             return
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, _parsed(line)
 
 
-def _first(file: Any) -> str:
-    """The first character that is no white space, of a file that stands at its beginning afterwards."""
+def _first(file: Any) -> bytes:
+    """The next byte that is no white space."""
     while (first := file.read(1)).isspace():
         pass
-    file.seek(0)
     return first
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.decode())
     except (ValueError, RecursionError):
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grmlight._data_rs import read_pairs
 from grmlight.data.render import Message
-from grmlight.data.source import as_json_lines, read_column
+from grmlight.data.source import as_json_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class NumberedPair:
 
     Attributes:
         row: its row in the source.
-        id: its `id`, or the row's number.
+        id: its `id` (a whole number as text), or the row's number.
         category: its `category`, if any.
         prompt, chosen, rejected: text or messages.
     """
@@ -40,12 +40,11 @@ def numbered_pairs(source: str, scratch: Path) -> list[NumberedPair]:
     """
     with as_json_lines(source, scratch) as path:
         found = read_pairs(path, {"name": source})
-    ids, categories = read_column(source, "id"), read_column(source, "category")
     pairs = []
     for index in range(len(found)):
         row, (prompt, responses) = found.row(index), found.group(index)
         if len(responses) != 2:
             raise ValueError(f"{source}: row {row} is a ranking of {len(responses)} responses; give pairs")
         chosen, rejected = responses
-        pairs.append(NumberedPair(row, ids.get(row, str(row)), categories.get(row), prompt, chosen, rejected))
+        pairs.append(NumberedPair(row, found.id(index), found.category(index), prompt, chosen, rejected))
     return pairs

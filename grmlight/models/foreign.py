@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from grmlight.data.options import PrepareOptions
+from grmlight.data.padding import largest_token
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models.adapters import (
     ADAPTER_CONFIG,
@@ -108,6 +110,24 @@ def find(folder: Path, base: str | None = None, **backbone: Any) -> Found:
         found = _find_whole(folder, backbone)
     _check_tokenizer(folder, found)
     return found
+
+
+def check_vocabulary(tokenizer: Any, name: str, config: PretrainedConfig) -> None:
+    """Refuse a tokenizer whose texts hold tokens that a model does not have. A pad token that is no text may lie outside.
+
+    Args:
+        tokenizer: the tokenizer.
+        name: what messages call it.
+        config: the model's.
+
+    Errors: ValueError in one line.
+    """
+    size, largest = config.get_text_config(decoder=True).vocab_size, largest_token(tokenizer)
+    if largest >= size:
+        raise ValueError(
+            f"tokenizer {name!r} has a token {largest} and the model a vocabulary of {size}; they do not belong "
+            "together, use the tokenizer that the model was trained with"
+        )
 
 
 def by_grm_authors(folder: Path) -> bool:
@@ -268,14 +288,5 @@ def _pad_of(folder: Path, under: Found) -> int | None:
 
 
 def _check_tokenizer(folder: Path, found: Found) -> None:
-    """Refuse a tokenizer of another model. Its pad token may lie outside: an adapter's base never sees it."""
-    if not (folder / "tokenizer.json").exists():
-        return
-    tokenizer = load_tokenizer(str(folder))
-    size = read_config(found.backbone).get_text_config(decoder=True).vocab_size
-    largest = max(number for number in tokenizer.get_vocab().values() if number != tokenizer.pad_token_id)
-    if largest >= size:
-        raise ValueError(
-            f"{folder}: its tokenizer has a token {largest} and its model a vocabulary of {size}; they do not belong "
-            "together, copy the tokenizer that it was trained with"
-        )
+    if (folder / "tokenizer.json").exists():
+        check_vocabulary(load_tokenizer(str(folder)), str(folder), read_config(found.backbone))

@@ -292,7 +292,7 @@ def test_a_tokenizer_of_another_model_is_one_line(byte_tokenizer, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer)
     tokenizer.add_tokens([f"word{n}" for n in range(40)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="its tokenizer has a token 339 and its model a vocabulary of 320"):
+    with pytest.raises(ValueError, match="has a token 339 and the model a vocabulary of 320"):
         load_reward_model(folder)
 
 

@@ -32,7 +32,7 @@ from grmlight.models.backbone import (
     adapter_on,
     add_adapters,
     enable_checkpointing,
-    language_head,
+    hidden_size,
     same_adapter,
     tuner_layers,
 )
@@ -118,7 +118,7 @@ class EnsembleModel(nn.Module):
         return cls(trunks, config, seed)
 
     def _share(self, trunk: RewardModel, seeds: Sequence[int]) -> None:
-        hidden = language_head(trunk.lm).weight.shape[-1]
+        hidden = hidden_size(trunk.lm)
         heads = [trunk.head, *(RewardHead(hidden, trunk.head_config, seed) for seed in seeds)]
         trunk.head = MemberHeads(heads)  # pyright: ignore[reportAttributeAccessIssue] - in the one head's place
         if self.config.members == "adapters":

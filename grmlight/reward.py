@@ -281,7 +281,7 @@ class RewardModule(GroupModule):
             device_bytes=device_memory(self.device),
             devices=trainer.world_size,
         )
-        advice = memory_advice(self.backbone, setting)
+        advice = memory_advice(self.backbone, setting, self.ensemble, self.adapters)
         return ["fewer pairs at once (data.init_args.eval_pairs)", *advice] if trainer.validating else advice
 
     def setup(self, stage: str) -> None:

@@ -27,17 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grmlight.data.batch import GroupBatch
 from grmlight.models import ensemble_folder
 from grmlight.models.aggregation import Aggregation, aggregate
-from grmlight.models.backbone import (
-    BackboneConfig,
-    adapter_on,
-    add_adapters,
-    enable_checkpointing,
-    hidden_size,
-    same_adapter,
-    tuner_layers,
-)
+from grmlight.models.backbone import BackboneConfig, enable_checkpointing, hidden_size
 from grmlight.models.ensemble_config import EnsembleConfig, check_backbone
 from grmlight.models.heads import HeadConfig, RewardHead
+from grmlight.models.lora import adapter_on, add_adapters, same_adapter, tuner_layers
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.models.reward_model import Packing, RewardModel

@@ -35,7 +35,13 @@ from grmlight.models.adapters import (
     read_adapter_config,
     split_head,
 )
-from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, KEEPS_LM_HEAD, BackboneConfig, read_config
+from grmlight.models.backbone import (
+    FOREIGN_PREFIX,
+    HEAD_PREFIX,
+    KEEPS_LM_HEAD,
+    BackboneConfig,
+    read_config,
+)
 from grmlight.models.checkpoint import BACKBONE_OPTIONS, head_config, head_tensors, load_head
 from grmlight.models.heads import HeadConfig
 from grmlight.models.hidden import SKIPPED_TOKEN
@@ -113,7 +119,7 @@ def find(folder: Path, base: str | None = None, **backbone: Any) -> Found:
 
 
 def check_vocabulary(tokenizer: Any, name: str, config: PretrainedConfig) -> None:
-    """Refuse a tokenizer whose texts hold tokens that a model does not have. A pad token that is no text may lie outside.
+    """Refuse a tokenizer whose texts hold tokens that a model does not have; padding in no text may lie outside.
 
     Args:
         tokenizer: the tokenizer.

@@ -27,7 +27,6 @@ from grmlight.models import checkpoint, gate
 from grmlight.models.attention import PACKED
 from grmlight.models.backbone import (
     BackboneConfig,
-    adapters_off,
     decoder,
     hidden_size,
     keeps_language_head,
@@ -38,6 +37,7 @@ from grmlight.models.backbone import (
 from grmlight.models.heads import HeadConfig, RewardHead
 from grmlight.models.hidden import SKIPPED_TOKEN, HiddenStates, before_skipped, packed_states, rotary_limit
 from grmlight.models.logprobs import LogitTransform, token_logps
+from grmlight.models.lora import adapters_off
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.models.padded import padded_states

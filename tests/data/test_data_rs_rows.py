@@ -396,8 +396,13 @@ SCORES = st.lists(st.sampled_from([0, 1, 2.5]), min_size=2, max_size=4)
 RANKINGS = st.fixed_dictionaries(
     {"prompt": st.sampled_from(["q", "r"]) | VALUES, "responses": st.lists(TEXTS | MESSAGES, max_size=4) | VALUES},
     optional={
-        **{"ratings": SCORES | VALUES, "ranks": SCORES, "soft_label": st.floats(0, 1), "margin": st.floats(-2, 2)},
-        **{"chosen": st.none(), "rejected": st.none(), "capability": st.sampled_from(["", "wit", "style"])},
+        "ratings": SCORES | VALUES,
+        "ranks": SCORES,
+        "soft_label": st.floats(0, 1),
+        "margin": st.floats(-2, 2),
+        "chosen": st.none(),
+        "rejected": st.none(),
+        "capability": st.sampled_from(["", "wit", "style"]),
     },
 ) | st.builds(
     lambda words, scores, name: {"prompt": "q", "responses": words[: len(scores)], name: scores[: len(words)]},

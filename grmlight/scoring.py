@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from grmlight.evaluation.predictions import Prediction, predictions, write_predi
 from grmlight.export import load_options, model_folder
 from grmlight.models import EnsembleModel, ExpertsModel, Scorer, load_reward_model
 from grmlight.models.aggregation import Aggregation
+
+logger = logging.getLogger("grmlight")
 
 
 def score(
@@ -70,6 +73,8 @@ def _scored(model: nn.Module, prepared: Prepared, pairs_per_batch: int) -> Itera
     if isinstance(model, ExpertsModel):
         config = model.experts_config
         labels = group_labels(prepared.store, prepared.source, config.tasks, strict=config.routing == "given")
+        if unseen := labels.describe_unseen():
+            logger.warning("%s: %s", prepared.source, unseen)
     loader = GroupLoader(prepared.store, pairs_per_batch, labels=labels)
     for batch in tqdm(loader, desc="scoring", unit=" batches", delay=2):
         found = scorer.outputs(batch)

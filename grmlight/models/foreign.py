@@ -74,9 +74,10 @@ class Found:
 
     def fill(self, model: RewardModel) -> None:
         """Put the tensors into a model of this backbone and head. ValueError names what does not fit."""
-        load_head(model, self.head_tensors, self.folder)
+        # Adapters first: where both do not fit, they tell what is wrong, another backbone.
         if self.adapter is not None:
             load_adapter(model, self.adapter, f"adapter {self.folder} on base model {self.backbone.name!r}")
+        load_head(model, self.head_tensors, self.folder)
         model.reward_shift.fill_(self.shift)
         model.reward_scale.fill_(self.scale)
 

@@ -253,6 +253,27 @@ def test_a_classifier_without_an_lm_head_can_be_shared(members, byte_tokenizer, 
     torch.testing.assert_close(loaded.outputs(batch).rewards_KN, found, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"head": HeadConfig(width=8)}, "head.summary.0.bias"),
+        ({"head": HeadConfig("linear")}, "head.summary.0.bias"),
+        ({"config": {"num_hidden_layers": 1}}, "backbone.model.layers.1"),
+        ({"architecture": "gemma"}, "architecture"),
+    ],
+)
+def test_unlike_members_are_one_line(other, named, tmp_path):
+    trunks = [tiny_reward_model(), tiny_reward_model(**other)]
+    with pytest.raises(ValueError, match=rf"members 0 and 1 are unlike, .*{named}") as caught:
+        EnsembleModel(trunks, EnsembleConfig(2, "models"))
+    assert "\n" not in str(caught.value)
+    if "head" in other:
+        tiny_ensemble("models", size=2).save_pretrained(tmp_path / "ensemble")
+        trunks[1].save_pretrained(tmp_path / "ensemble/member-1")
+        with pytest.raises(ValueError, match="members 0 and 1 are unlike"):
+            load_reward_model(tmp_path / "ensemble")
+
+
 def test_adapters_need_adapters():
     with pytest.raises(ValueError, match=r"set backbone\.lora"):
         EnsembleModel.build(tiny_backbone("llama"), HeadConfig(), EnsembleConfig(2, "adapters"))

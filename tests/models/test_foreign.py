@@ -268,6 +268,12 @@ def test_an_adapter_of_another_backbone_is_one_line(base, byte_tokenizer, tmp_pa
     with pytest.raises(ValueError, match=r"adapter .*lora on base model .*deeper.*missing model.layers.2") as caught:
         load_reward_model(tmp_path / "lora", base=str(tmp_path / "deeper"))
     assert "\n" not in str(caught.value)
+    # Where the head does not fit either, the backbone is still what is wrong.
+    config = twins.llama_config()
+    config.hidden_size = 48
+    twins.LlamaForCausalLM(config).save_pretrained(tmp_path / "wider")
+    with pytest.raises(ValueError, match=r"adapter .*lora on base model .*wider.*of another shape model.layers.0"):
+        load_reward_model(tmp_path / "lora", base=str(tmp_path / "wider"))
 
 
 def test_an_adapter_without_a_head_is_one_line(base, byte_tokenizer, tmp_path):

@@ -45,6 +45,12 @@ class Pairs:
     def row(self, index: int) -> int:
         """The source row (1-based) of a group."""
 
+    def id(self, index: int) -> str:
+        """The `id` of a group (a whole number as text), or its row as text."""
+
+    def category(self, index: int) -> str | None:
+        """The `category` of a group."""
+
 def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
     """Read JSON lines from a path (plain or gz) or from bytes.
 
@@ -56,8 +62,9 @@ def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
         conv_A, conv_B, conv_A_rating, conv_B_rating: the higher rating is chosen, margin is the difference.
         prompt, responses, and ratings (higher is better, margins are the differences) or ranks (1 is the best), a number a
             response: a group of 2 to 256 responses with a comparison of each two; ratings and ranks must agree.
-        Also used where present: id, source, category, margin, weight (1), soft_label (1), and chosen_score with
-            rejected_score, whose difference is the margin.
+        Also used where present: id, source, category, capability (pairs of different ones repeat nothing), margin,
+            weight (1), soft_label (1), and chosen_score with rejected_score, whose difference is the margin. A column
+            that is null counts as absent. Margins belong to the side that the label prefers.
 
     Options, all of them optional:
         name: what messages call the input (default: the path).

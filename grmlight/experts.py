@@ -106,9 +106,8 @@ class ExpertsModule(RewardModule):
             strict = name == "train" or self.experts.routing == "given"
             labels = group_labels(prepared.store, prepared.source, self.experts.tasks, strict)
             datamodule.labels[name] = labels
-            if labels.unseen:
-                found = ", ".join(f"{category!r} ({count})" for category, count in sorted(labels.unseen.items()))
-                rank_zero_info(f"{name}: categories that the router never saw, routed as it thinks best: {found}")
+            if unseen := labels.describe_unseen():
+                rank_zero_info(f"{name}: {unseen}")
         if stage == "fit":
             datamodule.course = make_course(
                 self.phases, datamodule.labels["train"], self.experts.tasks, datamodule.pairs_per_step, self.seed

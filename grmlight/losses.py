@@ -20,11 +20,13 @@ def preference_loss(
 ) -> Float[Tensor, " C"]:
     """Bradley-Terry negative log-likelihood of a preference.
 
-    With D = better - worse - margin and p the smoothed label, `-p log sigmoid(D) - (1 - p) log sigmoid(-D)`.
-    `label` 1 is a sure preference, 0.5 a tie. Label smoothing moves p by `label_smoothing` toward the other side.
+    With D = better - worse - sign(label - 0.5) margin and p the smoothed label,
+    `-p log sigmoid(D) - (1 - p) log sigmoid(-D)`. `label` 1 is a sure preference, 0.5 a tie. The margin belongs to the
+    side that the label prefers, so that a pair with its sides swapped and 1 - label has the same loss; a tie has none.
+    Label smoothing moves p by `label_smoothing` toward the other side.
     Source: Bradley and Terry 1952; margin: Touvron et al. 2023 (Llama 2); smoothing: Wang et al. 2024.
     """
-    difference_C = better_C - worse_C - margin_C
+    difference_C = better_C - worse_C - torch.sign(torch.as_tensor(label_C) - 0.5) * margin_C
     p_C = label_C * (1 - label_smoothing) + (1 - label_C) * label_smoothing
     return -p_C * F.logsigmoid(difference_C) - (1 - p_C) * F.logsigmoid(-difference_C)
 

@@ -37,6 +37,7 @@ from grmlight.training.gradients import all_finite, clip_gradients, gradient_nor
 from grmlight.training.meter import RESERVED, Meter, Ranks
 from grmlight.training.objective import Objective, Penalty, check_convex, objective
 from grmlight.training.resume import count_packs
+from grmlight.training.seeding import seed_dropout
 from grmlight.training.speed import peak_flops, work_figures
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -194,7 +195,7 @@ class GroupModule(L.LightningModule):
         packs = self.trainer.accumulate_grad_batches
         if batch.packs != packs:
             raise ValueError("accumulate_grad_batches changed during the run; drop the callback that schedules it")
-        _seed(self.device, _mix(self.seed, self.global_step, batch.micro_batch, self.global_rank))
+        seed_dropout(self.device, self.seed, self.global_step, batch.micro_batch, self.global_rank)
         with self._memory_errors():
             outputs = self(batch, self.signals)
             result = self.objective(outputs, batch)
@@ -371,13 +372,6 @@ def _mean(values: list[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
 
 
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed dropout's generator alone: `torch.manual_seed` goes through every kind of device, present or not."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
 def learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float]:
     """A schedule over `steps` that first rises for `warmup` steps."""
 
@@ -388,14 +382,3 @@ def learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Callabl
         return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
     return factor
-
-
-def _mix(*numbers: int) -> int:
-    """A seed from several numbers, by the splitmix64 finalizer."""
-    state = 0
-    for number in numbers:
-        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state

@@ -37,7 +37,7 @@ from grmlight.models import (
 )
 from grmlight.models.checkpoint import BACKBONE_OPTIONS
 from grmlight.models.flops import ModelFlops, model_flops
-from grmlight.models.foreign import Found, find, warn_of_text
+from grmlight.models.foreign import Found, check_vocabulary, find, warn_of_text
 from grmlight.models.memory import Setting, device_memory, memory_advice
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
@@ -281,7 +281,7 @@ class RewardModule(GroupModule):
             device_bytes=device_memory(self.device),
             devices=trainer.world_size,
         )
-        advice = memory_advice(self.backbone, setting)
+        advice = memory_advice(self.backbone, setting, self.ensemble, self.adapters)
         return ["fewer pairs at once (data.init_args.eval_pairs)", *advice] if trainer.validating else advice
 
     def setup(self, stage: str) -> None:
@@ -361,14 +361,9 @@ def _check_fit(config: PretrainedConfig, datamodule: PairDataModule | None) -> N
     """Compare the tokenizer's vocabulary and the longest pair with the model's, before it is built."""
     if datamodule is None:
         return
-    text = config.get_text_config(decoder=True)
-    tokens = len(load_tokenizer(datamodule.tokenizer))
-    if tokens > text.vocab_size:
-        raise ValueError(
-            f"tokenizer {datamodule.tokenizer!r} has {tokens} tokens and the backbone's vocabulary {text.vocab_size}; "
-            "use the backbone's own tokenizer"
-        )
-    positions = getattr(text, "max_position_embeddings", None)
+    tokenizer = load_tokenizer(datamodule.tokenizer, datamodule.options.chat_template)
+    check_vocabulary(tokenizer, datamodule.tokenizer, config)
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     for prepared in datamodule.prepared.values():
         if positions is not None and (longest := prepared.report["max_tokens"]) > positions:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grmlight import Checkpoints, ExpertsModule, PairDataModule, RewardModule
+from grmlight import Checkpoints, ExpertsModule, PairDataModule, PrepareOptions, RewardModule
 from grmlight.data import GroupLoader
 from grmlight.data.labels import GroupLabels
 from grmlight.evaluation.run_report import RunReport
-from grmlight.export import SaveModel, export
-from grmlight.models import HeadConfig, Scorer, load_reward_model
+from grmlight.export import SaveModel, export, save_model
+from grmlight.models import ExpertsConfig, ExpertsModel, HeadConfig, Scorer, load_reward_model
 from grmlight.regularizers import Regularizer, ScoreL2, TextGeneration
 from grmlight.scoring import score
 from grmlight.training.phases import Phase, Phases
@@ -275,6 +276,18 @@ def test_results_tell_the_routers_error(data, tmp_path):
     assert results["odd"]["unseen_categories"] == 5
     assert results["odd"]["pairs"] == 20
     assert type(load_reward_model(tmp_path / "version_0" / "model")).__name__ == "ExpertsModel"
+
+
+def test_scoring_says_which_categories_the_router_never_saw(byte_tokenizer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    backbone = tiny_backbone(lora=True, config={"vocab_size": 320})
+    model = ExpertsModel(backbone, ExpertsConfig(TASKS), HeadConfig(width=8))
+    save_model(model, tmp_path / "model", str(byte_tokenizer), PrepareOptions())
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(20, 0, unseen=5)))
+    with caplog.at_level(logging.WARNING, "grmlight"):
+        score(tmp_path / "model", str(tmp_path / "odd.jsonl"), tmp_path / "scores.jsonl")
+    assert "odd.jsonl: categories that the router never saw, routed as it thinks best: 'poem' (5)" in caplog.text
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 20
 
 
 def test_a_stopped_phase_is_evaluated_as_what_it_is(data, tmp_path):

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from transformers import AutoTokenizer
 
 from grmlight import PairDataModule, PrepareOptions, RewardModule
 from grmlight.convert import convert
@@ -150,6 +151,22 @@ def test_what_cannot_go_on_is_one_line(backbone, message):
     with pytest.raises(ValueError, match=message) as caught:
         RewardModule(backbone=backbone, head="keep")
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_whose_padding_lies_outside_its_base_s_vocabulary_goes_on(byte_tokenizer, tmp_path):
+    """A pad token that was added for a classifier's batches: nothing here ever looks it up."""
+    twins.base_lm(tmp_path / "lm", byte_tokenizer)
+    twins.grm_lora(tmp_path / "lora", tmp_path / "lm", byte_tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer)
+    tokenizer.add_tokens([f"word{n}" for n in range(twins.VOCABULARY - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<|added_pad|>"})
+    assert tokenizer.pad_token_id == twins.VOCABULARY
+    tokenizer.save_pretrained(tmp_path / "lora")
+    fit(tmp_path / "lora", tmp_path / "lora", tmp_path, lr=0.5)
+    tokenizer.chat_template += "<|added_pad|>"
+    tokenizer.save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="has a token 320 and the model a vocabulary of 320"):
+        fit(tmp_path / "lora", tmp_path / "lora", tmp_path, lr=0.5)
 
 
 def test_a_plain_model_has_no_head_to_keep(byte_tokenizer, tmp_path):

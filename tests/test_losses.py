@@ -20,15 +20,24 @@ def log_sigmoid(x):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("label", [1.0, 0.5, 0.8])
+@pytest.mark.parametrize("label", [1.0, 0.5, 0.8, 0.2, 0.0])
 @pytest.mark.parametrize("margin", [0.0, 1.5])
 def test_preference_loss_is_the_formula(smoothing, label, margin):
     found = losses.preference_loss(tensor(BETTER), tensor(WORSE), label, margin, smoothing)
     p = label * (1 - smoothing) + (1 - label) * smoothing
     for value, better, worse in zip(found.tolist(), BETTER, WORSE, strict=True):
-        difference = better - worse - margin
+        lead = margin if label > 0.5 else -margin if label < 0.5 else 0.0
+        difference = better - worse - lead
         expected = -p * log_sigmoid(difference) - (1 - p) * log_sigmoid(-difference)
         assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_pair_with_its_sides_and_label_turned_has_the_same_loss():
+    """Its margin belongs to the better one, whichever side that is."""
+    labels = tensor([0.1, 0.5, 0.9, 1.0])
+    forth = losses.preference_loss(tensor(BETTER), tensor(WORSE), labels, 1.5, 0.1)
+    back = losses.preference_loss(tensor(WORSE), tensor(BETTER), 1 - labels, 1.5, 0.1)
+    torch.testing.assert_close(forth, back, rtol=1e-12, atol=0)
 
 
 def test_a_tie_is_indifferent_to_the_sides():

@@ -212,6 +212,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--backbone", default="", help="a folder; a random model without it")
+    parser.add_argument("--keep", action="store_true", help="the backbone's reward head, too")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
@@ -265,11 +266,12 @@ def main(arguments: list[str]) -> None:
         moment, count = given.kill_in.split(":")
         kill_inside(moment, int(count))
     options = {
-        "head": HeadConfig(kind="mlp", width=16, dropout=given.dropout),
+        "head": "keep" if given.keep else HeadConfig(kind="mlp", width=16, dropout=given.dropout),
         "packing": "never" if given.padded else "auto",
         "seed": given.seed,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     }
+    penalties = [] if given.experts or given.keep else [TextGeneration(0.1)]
     if given.experts:
         phases = Phases(Phase(steps=4), Phase(steps=5, rate=2.0), Phase(steps=4))
         module = ExpertsModule(backbone(given), TASKS, phases=phases, stop_after=given.stop_after, **options)
@@ -290,7 +292,7 @@ def main(arguments: list[str]) -> None:
         log_every_n_steps=given.log_every,
         logger=StepLogger(given.out),
         callbacks=[
-            *([] if given.experts else [TextGeneration(0.1)]),
+            *penalties,
             ScoreL2(0.01),
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),

@@ -51,10 +51,10 @@ pub struct Mark {
     opposite: Option<u128>,
 }
 
-/// The marks of a record's comparisons.
+/// The marks of a record's comparisons. Labels for different capabilities say different things of the same responses.
 #[must_use]
 pub fn marks(record: &Record) -> Vec<Mark> {
-    let prompt = fingerprint(&record.prompt);
+    let prompt = asked(&record.prompt, record.capability.as_deref());
     let responses: Vec<u128> = record.responses.iter().map(fingerprint).collect();
     let of = |index: u32| usize::try_from(index).ok().and_then(|index| responses.get(index)).copied().unwrap_or(0);
     let mark = |one: &Comparison| {
@@ -88,6 +88,16 @@ impl Seen {
     pub fn enter(&mut self, marks: &[Mark]) {
         self.0.extend(marks.iter().map(|mark| mark.said));
     }
+}
+
+/// A prompt, and what its responses were compared for.
+fn asked(prompt: &Text, capability: Option<&str>) -> u128 {
+    let mut hasher = Xxh3::new();
+    hasher.update(&fingerprint(prompt).to_le_bytes());
+    if let Some(name) = capability {
+        add(&mut hasher, name);
+    }
+    hasher.digest128()
 }
 
 fn join(prompt: u128, first: u128, second: u128, tie: u8) -> u128 {

@@ -88,6 +88,16 @@ impl Pairs {
     fn row(&self, index: usize) -> PyResult<u64> {
         Ok(self.record(index)?.row)
     }
+
+    /// The `id` of a group, or its row as text.
+    fn id(&self, index: usize) -> PyResult<&str> {
+        Ok(&self.record(index)?.id)
+    }
+
+    /// The `category` of a group.
+    fn category(&self, index: usize) -> PyResult<Option<&str>> {
+        Ok(self.record(index)?.category.as_deref())
+    }
 }
 
 impl Pairs {

@@ -31,7 +31,7 @@ pub struct Comparison {
     pub worse: u32,
     /// Probability that it is better; one half for a tie.
     pub label: f32,
-    /// Strength of the preference; 0 if unknown.
+    /// How far the response that the label prefers is ahead; 0 if unknown.
     pub margin: f32,
     /// Weight in the objective.
     pub weight: f32,
@@ -48,6 +48,8 @@ pub struct Record {
     pub source: Option<String>,
     /// The `category` column.
     pub category: Option<String>,
+    /// The `capability` column: what the responses were compared for; nothing for all in all.
+    pub capability: Option<String>,
     /// The prompt.
     pub prompt: Text,
     /// The chosen response and the rejected one, or those of a ranking in the row's order.
@@ -87,6 +89,7 @@ struct Said {
     better: u32,
     worse: u32,
     tie: bool,
+    /// How far `better` is ahead.
     margin: Option<f64>,
 }
 
@@ -128,6 +131,7 @@ pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Rec
     };
     let source = string_of(&mut row, "source");
     let category = string_of(&mut row, "category");
+    let capability = string_of(&mut row, "capability").filter(|name| !name.is_empty());
     let told = match format {
         Format::Explicit => explicit(&mut row)?,
         Format::Implicit => implicit(&mut row)?,
@@ -136,20 +140,31 @@ pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Rec
         }
         Format::Ranking => ranking(&mut row, options.on_tie)?,
     };
-    let (weight, label) = (narrow(weight)?, narrow(label)?);
+    // A margin belongs to the better one, which a label below one half says is the other.
+    let belongs = |lead: f64| if label < 0.5 { 0.0 - lead } else { lead };
+    let (weight, narrow_label) = (narrow(weight)?, narrow(label)?);
     let compare = |said: Said| {
-        let Said { better, worse, tie, margin: told } = said;
-        let (label, margin) = if tie { (0.5, 0.0) } else { (label, narrow(margin.or(told).unwrap_or(0.0))?) };
+        let Said { better, worse, tie, margin: lead } = said;
+        let margin = margin.or(lead.map(belongs)).unwrap_or(0.0);
+        let (label, margin) = if tie { (0.5, 0.0) } else { (narrow_label, narrow(margin)?) };
         Ok(Comparison { row: number, better, worse, label, margin, weight })
     };
     let comparisons = told.said.into_iter().map(compare).collect::<Result<_, Reason>>()?;
     let (prompt, responses) = told.texts;
     let partial = told.partial;
-    Ok(Record { row: number, id, source, category, prompt, responses, comparisons, partial, flipped: false })
+    let flipped = false;
+    Ok(Record { row: number, id, source, category, capability, prompt, responses, comparisons, partial, flipped })
 }
 
+/// A column that is null counts as absent: tables have one for all columns of any of their rows. Where no format is
+/// left without these, they say what the row was to be.
 fn format_of(row: &Row) -> Option<Format> {
-    let has = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
+    let filled = |name: &str| row.get(name).is_some_and(|value| !value.is_null());
+    format_by(filled).or_else(|| format_by(|name| row.contains_key(name)))
+}
+
+fn format_by(is_there: impl Fn(&str) -> bool) -> Option<Format> {
+    let has = |names: &[&str]| names.iter().all(|name| is_there(name));
     if has(&["chosen", "rejected"]) {
         return Some(if has(&["prompt"]) { Format::Explicit } else { Format::Implicit });
     }
@@ -195,7 +210,10 @@ fn implicit(row: &mut Row) -> Result<Told, Reason> {
         (Text::Plain(chosen), Text::Plain(rejected)) if is_transcript(&chosen) && is_transcript(&rejected) => {
             conversations(vec![parse_transcript(&chosen), parse_transcript(&rejected)])?
         }
-        (chosen @ Text::Plain(_), rejected @ Text::Plain(_)) => (Text::Plain(String::new()), vec![chosen, rejected]),
+        // A null prompt beside plain text: what they answer is not known.
+        (chosen @ Text::Plain(_), rejected @ Text::Plain(_)) if !row.contains_key("prompt") => {
+            (Text::Plain(String::new()), vec![chosen, rejected])
+        }
         _ => return Err(Reason::NonString),
     };
     Ok(Told::pair(texts, false, margin))

@@ -37,6 +37,13 @@ class GroupLabels:
     capability_G: np.ndarray
     unseen: dict[str, int]
 
+    def describe_unseen(self) -> str:
+        """What to say of categories that are no task; empty if there are none."""
+        if not self.unseen:
+            return ""
+        found = ", ".join(f"{category!r} ({count})" for category, count in sorted(self.unseen.items()))
+        return f"categories that the router never saw, routed as it thinks best: {found}"
+
     def of(self, groups: np.ndarray) -> dict[str, np.ndarray]:
         """Those of these groups, by the names that they have in a batch."""
         return {"task_G": self.task_G[groups], "capability_G": self.capability_G[groups]}

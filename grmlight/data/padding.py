@@ -62,6 +62,12 @@ def safe_pad(tokenizer: Any, ends: Iterable[int] = ()) -> Pad:
     return Pad(NEW_TOKEN, max(tokenizer.get_vocab().values()) + 1, fault, is_new=True)
 
 
+def largest_token(tokenizer: Any) -> int:
+    """The largest id that a text can hold. A pad token that never occurs does not count: padding is never looked up."""
+    ids = set(tokenizer.get_vocab().values())
+    return max(ids - ({tokenizer.pad_token_id} - _occurring(tokenizer)))
+
+
 def doubled_bos(tokenizer: Any) -> bool:
     """Whether a chat, rendered and then encoded as most engines do, begins with the begin-of-text token twice."""
     ids = tokenizer(_rendered(tokenizer))["input_ids"] if tokenizer.chat_template else []

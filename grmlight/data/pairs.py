@@ -12,7 +12,7 @@ from typing import Any
 from grmlight._data_rs import read_pairs
 from grmlight.data.prepare import why_nothing
 from grmlight.data.render import Message
-from grmlight.data.source import as_json_lines, is_gzip, read_column
+from grmlight.data.source import as_json_lines, is_gzip
 from grmlight.data.texts import Response, TextGroup
 
 
@@ -50,7 +50,7 @@ def text_rows(source: str, scratch: Path) -> tuple[list[TextRow], dict[str, Any]
         numbers = [pairs.row(index) for index in range(len(pairs))]
         values = _values(Path(path), set(numbers))
     found = [
-        TextRow(row, _id(values[row], row), as_group(*pairs.group(index)), better_and_worse(ratings_of(values[row])))
+        TextRow(row, pairs.id(index), as_group(*pairs.group(index)), better_and_worse(ratings_of(values[row])))
         for index, row in enumerate(numbers)
     ]
     counted = {"rows": pairs.rows, "used": len(found), "comparisons": sum(len(each.comparisons) for each in found)}
@@ -65,11 +65,6 @@ def _values(path: Path, numbers: set[int]) -> dict[int, dict[str, Any]]:
     opener = gzip.open if is_gzip(path) else open
     with opener(path, "rb") as file:
         return {row: json.loads(line.decode("utf-8-sig")) for row, line in enumerate(file, 1) if row in numbers}
-
-
-def _id(values: Mapping[str, Any], row: int) -> str:
-    given = values.get("id")
-    return str(given) if isinstance(given, str | int) and not isinstance(given, bool) else str(row)
 
 
 def is_ranking(values: Mapping[str, Any]) -> bool:
@@ -114,7 +109,7 @@ class NumberedPair:
 
     Attributes:
         row: its row in the source.
-        id: its `id`, or the row's number.
+        id: its `id` (a whole number as text), or the row's number.
         category: its `category`, if any.
         prompt, chosen, rejected: text or messages.
     """
@@ -138,12 +133,11 @@ def numbered_pairs(source: str, scratch: Path) -> list[NumberedPair]:
     """
     with as_json_lines(source, scratch) as path:
         found = read_pairs(path, {"name": source})
-    ids, categories = read_column(source, "id"), read_column(source, "category")
     pairs = []
     for index in range(len(found)):
         row, (prompt, responses) = found.row(index), found.group(index)
         if len(responses) != 2:
             raise ValueError(f"{source}: row {row} is a ranking of {len(responses)} responses; give pairs")
         chosen, rejected = responses
-        pairs.append(NumberedPair(row, ids.get(row, str(row)), categories.get(row), prompt, chosen, rejected))
+        pairs.append(NumberedPair(row, found.id(index), found.category(index), prompt, chosen, rejected))
     return pairs

@@ -16,11 +16,17 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     path = resolve(name, "tokenizer")
+    if Path(path).is_dir() and not any(
+        found for kind in ("tokenizer*", "vocab*", "*.model") for found in Path(path).glob(kind)
+    ):
+        raise ValueError(f"{name}: holds no tokenizer; copy the tokenizer.json that its model was trained with")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"tokenizer {name!r} cannot be loaded ({reason}); give a folder or a hub name") from error
+        raise ValueError(
+            f"tokenizer {name!r} cannot be loaded ({reason}); give another folder or hub name, or copy it again"
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"tokenizer {name!r} has no tokenizer.json; convert it to a fast tokenizer first")
     if chat_template is not None:

@@ -5,6 +5,7 @@ Three topics of the embedded world want opposite things of the same parts of an 
 many pairs, with about as many trainable parameters:
 
 - `one`: one reward model on all overall labels;
+- `ensemble`: the mean ensemble of as many members as a task has experts, on all overall labels (the paper's rival);
 - `outer`: a task model a topic on all overall labels (routing alone);
 - `unsupervised`: experts whose pairs carry overall labels, dealt to capabilities by turns (architecture alone);
 - `full`: the same pairs labeled for their capability.
@@ -30,12 +31,13 @@ from grmlight.lab.files import WorldFiles, world_files
 from grmlight.lab.gold import Parts, parts
 from grmlight.lab.words import stream
 from grmlight.lab.world import Prompt
-from grmlight.models import BackboneConfig, HeadConfig, LoraOptions
+from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions
 from grmlight.reward import RewardModule
 from grmlight.training.phases import Phase, Phases
 
-Arm = Literal["one", "outer", "unsupervised", "full"]
-ARMS: tuple[Arm, ...] = ("one", "outer", "unsupervised", "full")
+Arm = Literal["one", "ensemble", "outer", "unsupervised", "full"]
+ARMS: tuple[Arm, ...] = ("one", "ensemble", "outer", "unsupervised", "full")
+_WITHOUT_PHASES: tuple[Arm, ...] = ("one", "ensemble")
 
 CAPABILITIES = ("fact", "count", "style")
 WANTS = {"animals": (2.0, -1.0, 1.0), "boats": (-1.0, 1.0, 2.0), "fruits": (1.0, 2.0, -1.0)}
@@ -78,8 +80,8 @@ def accuracy(arm: Arm, files: WorldFiles, folder: Path, steps: int, seed: int) -
     )
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=steps if arm == "one" else -1,
-        max_epochs=-1 if arm == "one" else 1,
+        max_steps=steps if arm in _WITHOUT_PHASES else -1,
+        max_epochs=-1 if arm in _WITHOUT_PHASES else 1,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
@@ -106,6 +108,8 @@ def _module(arm: Arm, files: WorldFiles, steps: int, seed: int) -> RewardModule:
     }
     if arm == "one":
         return RewardModule(backbone(48), **options)
+    if arm == "ensemble":
+        return RewardModule(backbone(16), ensemble=EnsembleConfig(len(CAPABILITIES), "adapters", "mean"), **options)
     tasks: dict[str, list[str]] = {topic: [*CAPABILITIES] for topic in WANTS}
     if arm == "outer":
         # The last two phases are a formality of a step each; the first one's models are evaluated.

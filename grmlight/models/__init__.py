@@ -3,8 +3,6 @@
 from grmlight.models.attention import PACKED as PACKED
 from grmlight.models.attention import packed_attention as packed_attention
 from grmlight.models.backbone import BackboneConfig as BackboneConfig
-from grmlight.models.backbone import LoraOptions as LoraOptions
-from grmlight.models.backbone import adapters_off as adapters_off
 from grmlight.models.backbone import load_backbone as load_backbone
 from grmlight.models.backbone import read_config as read_config
 from grmlight.models.causal_model import CausalModel as CausalModel
@@ -21,6 +19,8 @@ from grmlight.models.heads import RewardHead as RewardHead
 from grmlight.models.loading import load_reward_model as load_reward_model
 from grmlight.models.logprobs import LogitTransform as LogitTransform
 from grmlight.models.logprobs import token_logps as token_logps
+from grmlight.models.lora import LoraOptions as LoraOptions
+from grmlight.models.lora import adapters_off as adapters_off
 from grmlight.models.memory import TrainingMemory as TrainingMemory
 from grmlight.models.memory import training_memory as training_memory
 from grmlight.models.modes import evaluating as evaluating

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grmlight.data.names import resolve
-from grmlight.models.backbone import HEAD_PREFIX, LoraOptions, check_loaded, embedding_rows
+from grmlight.models.backbone import HEAD_PREFIX, check_loaded, embedding_rows
 from grmlight.models.checkpoint import final_head, head_entries, publish_model
 from grmlight.models.classifier import HEAD_BIAS, classifier_config, is_standard
+from grmlight.models.lora import LoraOptions
 from grmlight.models.reward_model import RewardModel
 from grmlight.models.weights import ADAPTER_FILES, read_tensors
 

@@ -5,33 +5,26 @@ Notable decisions:
 - Strict: a tensor that is missing or left over is an error that names it. Only safetensors, but for reward models that
   were released before them; no remote code.
 - Random weights (a model from a config, LoRA's) depend on the seed alone, and leave the caller's generators alone.
-- LoRA's weights are float32 whatever the backbone's dtype is.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import logging
 import pickle
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from grmlight.data.names import resolve
+from grmlight.models.lora import LoraOptions, with_adapters
+from grmlight.models.modes import seeded
 
 HEAD_PREFIX = "v_head."
 """Where the GRM authors' models, and ours, keep the reward head's tensors."""
@@ -54,23 +47,6 @@ _HEAD_ENTRIES = "vhead_"
 _PARAMETERS = ("weight", "bias")
 
 _LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling"})
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraOptions:
-    """Low-rank adapters. The defaults are the paper's.
-
-    Attributes:
-        r: rank.
-        alpha: scale; the adapters' product is multiplied by alpha / r.
-        dropout: on the adapters' input.
-        targets: name endings of the linear layers that get adapters.
-    """
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,87 +145,7 @@ def load_backbone(
         return lm.train()
     # Seeded anew: adapters depend on the seed alone, whatever loading has drawn.
     with seeded(seed), torch.device("cpu"):
-        return _with_adapters(lm, options.lora).train()
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator for a while; no generator of the caller's is changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-def add_adapters(backbone: PeftModel, seeds: Sequence[int]) -> list[str]:
-    """Give a backbone with adapters more of the same shape, all of which learn.
-
-    Args:
-        backbone: from `load_backbone`.
-        seeds: one a further set of adapters; the same seed as `load_backbone`'s gives the same adapters.
-
-    Returns:
-        The names of all sets, the first one's included.
-    """
-    first, *_ = backbone.peft_config
-    learning = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    names = [first, *(f"member_{number}" for number in range(1, len(seeds) + 1))]
-    for name, seed in zip(names[1:], seeds, strict=True):
-        with seeded(seed), torch.device("cpu"):
-            backbone.add_adapter(name, copy.deepcopy(backbone.peft_config[first]))
-    # peft lets only the active ones learn; they are switched by `adapter_on`, which leaves that alone.
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in learning or any(f".{added}." in name for added in names[1:]))
-    return names
-
-
-def tuner_layers(backbone: nn.Module) -> list[BaseTunerLayer]:
-    """The layers that have adapters."""
-    return [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
-
-
-_on: ContextVar[tuple[Sequence[BaseTunerLayer], str] | None] = ContextVar("adapters of the forward", default=None)
-
-
-@contextlib.contextmanager
-def adapter_on(layers: Sequence[BaseTunerLayer], name: str) -> Iterator[None]:
-    """One set of adapters alone, for a while, and again wherever backward computes this forward's activations anew.
-
-    peft's own `set_adapter` also switches `requires_grad`: of several forwards before one backward, all but the last
-    would lose their adapters' gradients in silence. So only the name that the layers read is switched.
-    """
-    before = [layer._active_adapter for layer in layers]
-    for layer in layers:
-        layer._active_adapter = name
-    token = _on.set((layers, name))
-    try:
-        yield
-    finally:
-        _on.reset(token)
-        for layer, active in zip(layers, before, strict=True):
-            layer._active_adapter = active
-
-
-def same_adapter() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What gradient checkpointing runs under: forward as it is, in backward with the adapters of that forward."""
-    on = _on.get()
-    return contextlib.nullcontext(), contextlib.nullcontext() if on is None else adapter_on(*on)
-
-
-@contextlib.contextmanager
-def adapters_off(backbone: nn.Module) -> Iterator[None]:
-    """The backbone without its adapters, for a while.
-
-    peft's own `disable_adapter` also switches `requires_grad` of the adapters, which FSDP reads when it first gathers
-    a parameter: they would then never train. So only the flag that the layers read is switched.
-    """
-    layers = tuner_layers(backbone)
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
+        return with_adapters(lm, options.lora).train()
 
 
 def language_head(lm: PreTrainedModel) -> nn.Linear:
@@ -346,49 +242,11 @@ def _only_bin(name: str) -> bool:
     return bool([*folder.glob("pytorch_model*.bin")]) and not [*folder.glob("*.safetensors")]
 
 
-def adaptable(lm: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers by name whose names end with one of the targets.
-
-    Raises:
-        ValueError: there is none for some target; says which there are.
-    """
-    output = lm.get_output_embeddings()
-    linear = {
-        name: layer
-        for name, layer in lm.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not output
-    }
-    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if absent or not targets:
-        available = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise ValueError(f"lora.targets: the model has no linear layers {absent}; it has {available}")
-    ends = tuple(f".{target}" for target in targets)
-    return {name: layer for name, layer in linear.items() if f".{name}".endswith(ends)}
-
-
 def enable_checkpointing(lm: PreTrainedModel, **options: Any) -> None:
     """Compute activations again in backward; options as `torch.utils.checkpoint.checkpoint` takes them."""
     # transformers renamed it within its fifth version.
     enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
     enable({"use_reentrant": False, **options})
-
-
-def _with_adapters(lm: PreTrainedModel, options: LoraOptions) -> PeftModel:
-    linear = adaptable(lm, options.targets)
-    adapters = LoraConfig(
-        r=options.r,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=list(options.targets),
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that it has just renamed.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        model = get_peft_model(lm, adapters, autocast_adapter_dtype=True)
-    assert isinstance(model, PeftModel)
-    return model
 
 
 def _unreadable(name: str, reason: str) -> str:

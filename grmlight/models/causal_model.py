@@ -24,7 +24,6 @@ from grmlight.models import gate
 from grmlight.models.attention import PACKED
 from grmlight.models.backbone import (
     BackboneConfig,
-    adapters_off,
     decoder,
     keeps_language_head,
     language_head,
@@ -33,6 +32,7 @@ from grmlight.models.backbone import (
 )
 from grmlight.models.hidden import HiddenStates, packed_states, rotary_limit
 from grmlight.models.logprobs import LogitTransform, token_logps
+from grmlight.models.lora import adapters_off
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Signal
 from grmlight.models.padded import padded_states

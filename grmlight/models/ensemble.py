@@ -27,18 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grmlight.data.batch import GroupBatch
 from grmlight.models import ensemble_folder
 from grmlight.models.aggregation import Aggregation, aggregate
-from grmlight.models.backbone import (
-    BackboneConfig,
-    adapter_on,
-    add_adapters,
-    enable_checkpointing,
-    language_head,
-    same_adapter,
-    tuner_layers,
-)
+from grmlight.models.backbone import BackboneConfig, enable_checkpointing, hidden_size
 from grmlight.models.causal_model import Packing
 from grmlight.models.ensemble_config import EnsembleConfig, check_backbone
 from grmlight.models.heads import HeadConfig, RewardHead
+from grmlight.models.lora import adapter_on, add_adapters, same_adapter, tuner_layers
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.models.reward_model import RewardModel
@@ -76,7 +69,7 @@ class EnsembleModel(nn.Module):
         reward_shift_K, reward_scale_K: statistics of `recenter`: a member's reward is (reward - shift) / scale.
 
     Raises:
-        ValueError: adapters are to be members, and the backbone has none.
+        ValueError: adapters are to be members, and the backbone has none; or models are, and they are unlike.
 
     Source: Coste et al. 2024 (arXiv 2310.02743).
     """
@@ -87,6 +80,7 @@ class EnsembleModel(nn.Module):
     def __init__(self, trunks: Sequence[RewardModel], config: EnsembleConfig, seed: int = 0) -> None:
         super().__init__()
         assert len(trunks) == config.trunks
+        _check_alike(trunks)
         self.config = config
         self.trunks = nn.ModuleList(trunks)
         self._adapters: list[str] = []
@@ -119,7 +113,7 @@ class EnsembleModel(nn.Module):
         return cls(trunks, config, seed)
 
     def _share(self, trunk: RewardModel, seeds: Sequence[int]) -> None:
-        hidden = language_head(trunk.lm).weight.shape[-1]
+        hidden = hidden_size(trunk.lm)
         heads = [trunk.head, *(RewardHead(hidden, trunk.head_config, seed) for seed in seeds)]
         trunk.head = MemberHeads(heads)  # pyright: ignore[reportAttributeAccessIssue] - in the one head's place
         if self.config.members == "adapters":
@@ -278,6 +272,24 @@ class EnsembleModel(nn.Module):
         Errors: ValueError if no ensemble lies there, or its tensors do not fit; names them.
         """
         return ensemble_folder.load(cls, directory, options)
+
+
+def _check_alike(trunks: Sequence[RewardModel]) -> None:
+    """Refuse models of another architecture than the first one's, or with tensors of other names or shapes."""
+    first, *others = (_shape_of(trunk) for trunk in trunks)
+    for number, shape in enumerate(others, 1):
+        names = sorted(name for name in first.keys() | shape.keys() if first.get(name) != shape.get(name))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(
+                f"ensemble: members 0 and {number} are unlike, they differ in {', '.join(names[:3])}{more}; put "
+                "members of one backbone and one head together"
+            )
+
+
+def _shape_of(trunk: RewardModel) -> dict[str, Any]:
+    shapes = {name: tensor.shape for name, tensor in trunk.state_dict().items()}
+    return {"architecture": type(trunk.lm).__name__, **shapes}
 
 
 AnyRewardModel = RewardModel | EnsembleModel

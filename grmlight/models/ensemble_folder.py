@@ -21,10 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grmlight.data.names import resolve
 from grmlight.models import checkpoint
-from grmlight.models.backbone import BackboneConfig, LoraOptions, check_loaded
+from grmlight.models.backbone import BackboneConfig, check_loaded
 from grmlight.models.checkpoint import BACKBONE_OPTIONS, MEMBER, MEMBERS_FILE, OPTIONS_FILE
 from grmlight.models.ensemble_config import EnsembleConfig
 from grmlight.models.heads import HeadConfig
+from grmlight.models.lora import LoraOptions
 from grmlight.models.reward_model import RewardModel
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from grmlight.models.backbone import LoraOptions, adaptable
+from grmlight.models.lora import LoraOptions, adaptable
 
 Kind = Literal["task", "expert"]
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.names import resolve
-from grmlight.models.backbone import BackboneConfig, LoraOptions, check_loaded
+from grmlight.models.backbone import BackboneConfig, check_loaded
 from grmlight.models.checkpoint import OPTIONS_FILE, writing
 from grmlight.models.expert_config import ExpertsConfig
 from grmlight.models.heads import HeadConfig
+from grmlight.models.lora import LoraOptions
 
 if TYPE_CHECKING:
     from grmlight.models.experts import ExpertsModel

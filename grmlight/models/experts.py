@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.batch import GroupBatch, send
 from grmlight.models import expert_files
-from grmlight.models.backbone import BackboneConfig, decoder, enable_checkpointing, language_head
+from grmlight.models.backbone import BackboneConfig, decoder, enable_checkpointing, hidden_size
 from grmlight.models.causal_model import Packing
 from grmlight.models.expert_adapters import Active, Kind, attach
 from grmlight.models.expert_config import ExpertsConfig, PhaseName
@@ -90,12 +90,12 @@ class ExpertsModel(RewardModel):
         super().__init__(dataclasses.replace(backbone, lora=None, frozen=True), head, seed, packing=packing)
         self.backbone_config, self.experts_config = backbone, experts
         self.phase: PhaseName = phase
-        hidden_size, counts = language_head(self.lm).weight.shape[-1], experts.counts
+        width, counts = hidden_size(self.lm), experts.counts
         self._switch = attach(self.lm, backbone.lora, len(counts), sum(counts), seed)
         if backbone.gradient_checkpointing:
             enable_checkpointing(self.lm, context_fn=self._switch.remember)
-        self.head = ExpertHeads(hidden_size, counts, self.head_config, seed)
-        self.router = Router(hidden_size, len(counts), seed) if experts.routing == "classifier" else None
+        self.head = ExpertHeads(width, counts, self.head_config, seed)
+        self.router = Router(width, len(counts), seed) if experts.routing == "classifier" else None
         first_T = torch.tensor([0, *counts], device="cpu").cumsum(0)[:-1]
         self.register_buffer("_first_T", first_T, persistent=False)
         self.register_buffer("_count_T", torch.tensor(counts, device="cpu"), persistent=False)

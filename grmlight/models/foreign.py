@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from grmlight.data.options import PrepareOptions
+from grmlight.data.padding import largest_token
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models.adapters import (
     ADAPTER_CONFIG,
@@ -33,7 +35,13 @@ from grmlight.models.adapters import (
     read_adapter_config,
     split_head,
 )
-from grmlight.models.backbone import FOREIGN_PREFIX, HEAD_PREFIX, KEEPS_LM_HEAD, BackboneConfig, read_config
+from grmlight.models.backbone import (
+    FOREIGN_PREFIX,
+    HEAD_PREFIX,
+    KEEPS_LM_HEAD,
+    BackboneConfig,
+    read_config,
+)
 from grmlight.models.checkpoint import BACKBONE_OPTIONS, head_config, head_tensors, load_head
 from grmlight.models.heads import HeadConfig
 from grmlight.models.hidden import SKIPPED_TOKEN
@@ -66,9 +74,10 @@ class Found:
 
     def fill(self, model: RewardModel) -> None:
         """Put the tensors into a model of this backbone and head. ValueError names what does not fit."""
-        load_head(model, self.head_tensors, self.folder)
+        # Adapters first: where both do not fit, they tell what is wrong, another backbone.
         if self.adapter is not None:
             load_adapter(model, self.adapter, f"adapter {self.folder} on base model {self.backbone.name!r}")
+        load_head(model, self.head_tensors, self.folder)
         model.reward_shift.fill_(self.shift)
         model.reward_scale.fill_(self.scale)
 
@@ -108,6 +117,24 @@ def find(folder: Path, base: str | None = None, **backbone: Any) -> Found:
         found = _find_whole(folder, backbone)
     _check_tokenizer(folder, found)
     return found
+
+
+def check_vocabulary(tokenizer: Any, name: str, config: PretrainedConfig) -> None:
+    """Refuse a tokenizer whose texts hold tokens that a model does not have; padding in no text may lie outside.
+
+    Args:
+        tokenizer: the tokenizer.
+        name: what messages call it.
+        config: the model's.
+
+    Errors: ValueError in one line.
+    """
+    size, largest = config.get_text_config(decoder=True).vocab_size, largest_token(tokenizer)
+    if largest >= size:
+        raise ValueError(
+            f"tokenizer {name!r} has a token {largest} and the model a vocabulary of {size}; they do not belong "
+            "together, use the tokenizer that the model was trained with"
+        )
 
 
 def by_grm_authors(folder: Path) -> bool:
@@ -268,14 +295,5 @@ def _pad_of(folder: Path, under: Found) -> int | None:
 
 
 def _check_tokenizer(folder: Path, found: Found) -> None:
-    """Refuse a tokenizer of another model. Its pad token may lie outside: an adapter's base never sees it."""
-    if not (folder / "tokenizer.json").exists():
-        return
-    tokenizer = load_tokenizer(str(folder))
-    size = read_config(found.backbone).get_text_config(decoder=True).vocab_size
-    largest = max(number for number in tokenizer.get_vocab().values() if number != tokenizer.pad_token_id)
-    if largest >= size:
-        raise ValueError(
-            f"{folder}: its tokenizer has a token {largest} and its model a vocabulary of {size}; they do not belong "
-            "together, copy the tokenizer that it was trained with"
-        )
+    if (folder / "tokenizer.json").exists():
+        check_vocabulary(load_tokenizer(str(folder)), str(folder), read_config(found.backbone))

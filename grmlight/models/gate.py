@@ -19,8 +19,9 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from grmlight.data.batch import GroupBatch, Layout
 from grmlight.models.attention import layout_mask, packed_attention
-from grmlight.models.backbone import decoder, language_head, seeded
+from grmlight.models.backbone import decoder, language_head
 from grmlight.models.logprobs import LogitTransform, token_logps
+from grmlight.models.modes import seeded
 from grmlight.models.padded import padded_states
 from grmlight.models.twin import build, layer_types, shrink
 

@@ -114,6 +114,10 @@ class _TokenLogps(torch.autograd.Function):
         transform: LogitTransform,
         rows: int,
     ) -> Tensor:
+        """The log-prob of each target, float32 [L], in nats.
+
+        `ctx` keeps what backward reads, `rows` are those of a chunk; the rest as `token_logps` takes it.
+        """
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         frozen = not (need_weight or need_bias)
         logps_L = torch.empty(len(target_L), dtype=torch.float32, device=hidden_LH.device)
@@ -139,6 +143,10 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_L: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradients of hidden states, weight and bias, in their shapes and dtypes, None for what does not learn.
+
+        `ctx` is what forward left, of which kept logits are used up; `grad_L` is the gradient of each log-prob.
+        """
         if ctx.frozen:
             (scaled_LH,) = ctx.saved_tensors
             return (scaled_LH * grad_L[:, None]).to(scaled_LH.dtype), None, None, None, None, None

@@ -103,9 +103,18 @@ class Setting:
     devices: int = 1
 
 
-def memory_advice(options: BackboneConfig, setting: Setting) -> list[str]:
-    """What would make a run fit that does not, the most effective first; only what is not in use yet."""
-    state = training_memory(options).state_bytes / (setting.devices if setting.sharded else 1)
+def memory_advice(
+    options: BackboneConfig, setting: Setting, ensemble: EnsembleConfig | None = None, adapters: int = 1
+) -> list[str]:
+    """What would make a run fit that does not, the most effective first; only what is not in use yet.
+
+    Args:
+        options: see `training_memory`.
+        setting: the rest.
+        ensemble: see `training_memory`.
+        adapters: see `training_memory`.
+    """
+    state = training_memory(options, ensemble, adapters).state_bytes / (setting.devices if setting.sharded else 1)
     bf16_weights = options.dtype == "float32" and (options.lora is not None or options.frozen)
     activations = {
         f"trainer.accumulate_grad_batches: {2 * setting.accumulate} (the same result from {setting.pairs // 2 or 1} "
@@ -117,6 +126,7 @@ def memory_advice(options: BackboneConfig, setting: Setting) -> list[str]:
         ),
     }
     states = {
+        "ensemble.members: heads (one backbone for all members)": ensemble is not None and ensemble.trunks > 1,
         "backbone.lora: {} (adapters alone learn)": options.lora is None and not options.frozen,
         "backbone.dtype: bfloat16 (frozen weights take half)": bf16_weights,
         "configs/fsdp.yaml (each device holds a part of the weights)": not setting.sharded,

@@ -24,14 +24,15 @@ class RefusedError(Exception):
 class Pair:
     """A group: of a pair or of a ranking.
 
-    `scores` orders the responses, the higher the better; `margins` are the strengths of the preferences by (better,
-    worse), `label` is the probability that the higher score is better, `ties` tells whether equal ones are compared.
+    `scores` orders the responses, the higher the better; `label` is the probability that the higher score is better,
+    `ties` tells whether equal ones are compared. `margin` is by how much the side that the label prefers is ahead.
     """
 
     row: int
     id: str
     source: str | None
     category: str | None
+    capability: str | None
     prompt: Any
     responses: list[Any]
     scores: list[float]
@@ -47,6 +48,7 @@ class Pair:
         found = []
         for left, right in itertools.combinations(range(len(self.responses)), 2):
             margin = abs(self.scores[left] - self.scores[right]) if self.by_score else 0.0
+            margin = -margin if margin and self.label < 0.5 else margin  # the other side is the better one
             margin = self.margin if self.margin is not None else margin
             if self.scores[left] > self.scores[right]:
                 found.append((left, right, self.label, narrow(margin)))
@@ -62,12 +64,12 @@ class Pair:
         self.flipped = True
 
     def said(self) -> list[str]:
-        """What is remembered of each comparison: the prompt, and which response is better."""
+        """What is remembered of each comparison: the prompt, the capability, and which response is better."""
         remembered = []
         for better, worse, label, _ in self.comparisons():
             sides = [repr(self.responses[better]), repr(self.responses[worse])]
             sides = sorted(sides) if label == 0.5 else sides if label > 0.5 else sides[::-1]
-            remembered.append(repr((self.prompt, label == 0.5, sides)))
+            remembered.append(repr((self.prompt, self.capability, label == 0.5, sides)))
         return remembered
 
     def swapped(self) -> list[str]:
@@ -158,6 +160,10 @@ RANKINGS = [{"prompt", "responses", "ratings"}, {"prompt", "responses", "ranks"}
 
 
 def normalize(row: dict[str, Any], number: int, options: dict[str, Any]) -> Pair:
+    unasked = "prompt" in row and row["prompt"] is None
+    filled = {name: value for name, value in row.items() if value is not None}
+    if any(columns <= filled.keys() for columns in FORMATS + RANKINGS):
+        row = filled
     if not any(columns <= row.keys() for columns in FORMATS + RANKINGS):
         raise RefusedError("unknown_columns")
     margin, weight, label = (number_of(row, name) for name in ("margin", "weight", "soft_label"))
@@ -169,9 +175,9 @@ def normalize(row: dict[str, Any], number: int, options: dict[str, Any]) -> Pair
     keep, by_score, scores = options.get("on_tie", "drop") == "keep", True, [1.0, 0.0]
     if FORMATS[0] <= row.keys():
         by_score, given = False, [number_of(row, name) for name in ("chosen_score", "rejected_score")]
-        prompt, responses = explicit(row) if "prompt" in row else implicit(row)
+        prompt, responses = explicit(row) if "prompt" in row else implicit(row, unasked)
         if None not in given and margin is None:  # chosen is the better one whatever the scores say
-            margin = given[0] - given[1]
+            margin = given[0] - given[1] if label >= 0.5 else given[1] - given[0]
     elif FORMATS[1] <= row.keys():
         summarize = options.get("paper_text", False) and source is not None and "summarize" in source.lower()
         prompt, responses, scores = ratings(row, summarize, keep)
@@ -182,6 +188,7 @@ def normalize(row: dict[str, Any], number: int, options: dict[str, Any]) -> Pair
         id=id_of(row, number),
         source=source,
         category=row["category"] if isinstance(row.get("category"), str) else None,
+        capability=row["capability"] if isinstance(row.get("capability"), str) and row["capability"] else None,
         prompt=prompt,
         responses=responses,
         scores=scores,
@@ -275,7 +282,7 @@ def numbers_of(values: Any, count: int) -> list[float] | None:
     return [number_of({"each": value}, "each") for value in values]
 
 
-def implicit(row: dict[str, Any]) -> tuple[Any, list[Any]]:
+def implicit(row: dict[str, Any], unasked: bool) -> tuple[Any, list[Any]]:
     chosen, rejected = text_of(row["chosen"]), text_of(row["rejected"])
     if isinstance(chosen, list) and isinstance(rejected, list):
         return conversations(chosen, rejected)
@@ -283,6 +290,8 @@ def implicit(row: dict[str, Any]) -> tuple[Any, list[Any]]:
         raise RefusedError("non_string")
     if chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:"):
         return conversations(transcript(chosen), transcript(rejected))
+    if unasked:
+        raise RefusedError("non_string")
     return "", [chosen, rejected]
 
 

@@ -327,7 +327,10 @@ MESSAGES = st.lists(
     max_size=4,
 )
 VALUES = st.one_of(TEXTS, TEXTS, MESSAGES, MESSAGES, st.floats(-2, 2), st.none(), st.integers())
-COLUMNS = ["prompt", "chosen", "rejected", "conv_A", "conv_B", "conv_A_rating", "conv_B_rating", "margin", "id"]
+COLUMNS = [
+    *("prompt", "chosen", "rejected", "responses", "ratings", "ranks", "conv_A", "conv_B", "conv_A_rating"),
+    *("conv_B_rating", "margin", "id", "capability"),
+]
 ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=9) | st.fixed_dictionaries(
     {"chosen": TEXTS | MESSAGES, "rejected": TEXTS | MESSAGES}, optional={"prompt": TEXTS | MESSAGES}
 )
@@ -336,7 +339,15 @@ ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=9) | st.fixed_
 SCORES = st.lists(st.sampled_from([0, 1, 2.5]), min_size=2, max_size=4)
 RANKINGS = st.fixed_dictionaries(
     {"prompt": st.sampled_from(["q", "r"]) | VALUES, "responses": st.lists(TEXTS | MESSAGES, max_size=4) | VALUES},
-    optional={"ratings": SCORES | VALUES, "ranks": SCORES, "soft_label": st.floats(0, 1), "margin": st.floats(-2, 2)},
+    optional={
+        "ratings": SCORES | VALUES,
+        "ranks": SCORES,
+        "soft_label": st.floats(0, 1),
+        "margin": st.floats(-2, 2),
+        "chosen": st.none(),
+        "rejected": st.none(),
+        "capability": st.sampled_from(["", "wit", "style"]),
+    },
 ) | st.builds(
     lambda words, scores, name: {"prompt": "q", "responses": words[: len(scores)], name: scores[: len(words)]},
     st.permutations(["a", "b", "c", "d"]),

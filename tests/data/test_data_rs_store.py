@@ -61,6 +61,7 @@ def make_rows(count, seed=0):
                 "prompt": prompt if number % 2 else "",
                 "responses": ["no", "yes", "the cat", chosen][: 3 + number % 2],
                 "ratings": random.integers(0, 3, 3 + number % 2).tolist(),
+                "soft_label": (0.25, 1.0)[number % 2],
             },
         ]
     return lines(*rows)

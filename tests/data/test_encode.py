@@ -145,3 +145,10 @@ def test_conversations_may_go_different_ways(byte_tokenizer):
         expected = tokenizer.apply_chat_template([first, *response], tokenize=False)
         assert tokenizer.decode(tokens) == expected
         assert tokenizer.decode(tokens[start:]) == final_answer(response) + "<|end|>"
+
+
+def test_a_folder_without_a_tokenizer_is_said(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no tokenizer; copy the tokenizer.json") as caught:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from grmlight.data.padding import NEW_TOKEN, doubled_bos, safe_pad
+from grmlight.data.padding import NEW_TOKEN, doubled_bos, largest_token, safe_pad
 
 
 @pytest.fixture
@@ -50,6 +50,19 @@ def test_where_none_is_free_a_new_one_comes_after_the_others(tokenizer):
 def test_what_ends_a_text_for_the_model_is_no_padding(tokenizer):
     assert safe_pad(tokenizer, ends=[0]).fault
     assert safe_pad(tokenizer, ends=[0]).token == NEW_TOKEN
+
+
+def test_the_largest_token_of_texts_is_no_padding_unless_texts_hold_it(tokenizer):
+    before = max(tokenizer.get_vocab().values())
+    tokenizer.add_special_tokens({"pad_token": "<|new_pad|>"})
+    assert (tokenizer.pad_token_id, largest_token(tokenizer)) == (before + 1, before)
+    tokenizer.eos_token = "<|new_pad|>"
+    assert largest_token(tokenizer) == before + 1
+    tokenizer.eos_token = "<|end|>"
+    tokenizer.chat_template += "<|new_pad|>"
+    assert largest_token(tokenizer) == before + 1
+    tokenizer.pad_token = None
+    assert largest_token(tokenizer) == before + 1
 
 
 def test_a_doubled_begin_of_text_token_is_found(tokenizer):

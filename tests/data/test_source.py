@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grmlight._data_rs import read_pairs
 from grmlight.data.source import as_json_lines, fingerprint
 
 ROWS = [{"prompt": "p", "chosen": [{"role": "assistant", "content": "é\u2028"}], "rejected": "n", "margin": 1.5}]
@@ -35,6 +36,21 @@ def test_parquet_and_data_sets_on_disk_become_the_same_lines(tmp_path):
     for source in ("pairs.parquet", "disk", "folder"):
         assert read(tmp_path / source, tmp_path / "scratch") == rows
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_table_of_pairs_and_rankings_has_null_columns_that_count_as_absent(tmp_path):
+    pair = {"id": 7, "prompt": "p", "chosen": "a", "rejected": "b"}
+    ranking = {"id": 8, "prompt": "q", "responses": ["a", "b", "c"], "ratings": [1.0, 3.0, 2.0]}
+    columns = pair.keys() | ranking.keys()
+    rows = [dict.fromkeys(columns) | row for row in (pair, ranking)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    nothing = [dict.fromkeys(columns | {"conv_A", "capability", "margin"}) | ranking]
+    pq.write_table(pa.Table.from_pylist(nothing), tmp_path / "rankings.parquet")
+    for name, sizes in (("pairs", [2, 3]), ("rankings", [3])):
+        with as_json_lines(str(tmp_path / f"{name}.parquet"), tmp_path / "scratch") as path:
+            pairs = read_pairs(path, {})
+        assert not pairs.refused
+        assert [len(pairs.group(index)[1]) for index in range(len(pairs))] == sizes
 
 
 def test_a_killed_conversion_is_swept_by_the_next(tmp_path):

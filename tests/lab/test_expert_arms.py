@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from grmlight.lab import world_files
+from grmlight.lab import expert_arms, world_files
 from grmlight.lab.expert_arms import ARMS, CAPABILITIES, WANTS, accuracy, gold, write_pairs
 from grmlight.lab.gold import parts
 from grmlight.lab.world import Prompt
+from grmlight.models import training_memory
 
 
 def read(path):
@@ -30,6 +31,7 @@ def test_arms_differ_in_labels_alone(folder):
     assert labeled["one"] == 0
     assert labeled["outer"] == len(WANTS) * len(CAPABILITIES)
     assert labeled["unsupervised"] == labeled["full"] > 50
+    assert arms["ensemble"] == arms["one"]
     for one, same, full in zip(arms["one"], arms["unsupervised"], arms["full"], strict=True):
         assert one["chosen"] == same["chosen"], "labels of the architecture alone are the overall ones"
         assert full.get("capability") == same.get("capability")
@@ -50,7 +52,17 @@ def test_noise_is_as_said_and_tests_are_exact(folder):
     assert sum(judged) / len(judged) == pytest.approx(0.1, abs=0.07)
 
 
-@pytest.mark.parametrize("arm", ["outer", "full"])
+def test_arms_have_about_as_many_weights_to_train_and_the_ensemble_a_member_an_expert():
+    module = expert_arms._module("ensemble", world_files(0), steps=3, seed=0)
+    assert (module.ensemble.size, module.ensemble.aggregation) == (len(CAPABILITIES), "mean")
+    sizes = {}
+    for arm in ARMS:
+        each = expert_arms._module(arm, world_files(0), steps=3, seed=0)
+        sizes[arm] = training_memory(each.backbone, each.ensemble, each.adapters).trainable
+    assert sizes["ensemble"] == sizes["one"] == sizes["outer"] == sizes["full"]
+
+
+@pytest.mark.parametrize("arm", ["ensemble", "outer", "full"])
 def test_an_arm_trains(arm, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path))
     assert 0.3 < accuracy(arm, world_files(0), folder, steps=3, seed=0) < 1

@@ -79,6 +79,14 @@ def test_what_was_labeled_can_be_trained_on(pairs, tmp_path, byte_tokenizer):
     assert found.capability_G.tolist() == [1, 0, 0] * 4
 
 
+def test_ids_that_are_numbers_stay(tmp_path):
+    rows = [{"id": n, "category": "chat", "prompt": f"say {n}", "chosen": "bb", "rejected": "a"} for n in (70, 71)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(honest) as (url, _):
+        label(str(tmp_path / "pairs.jsonl"), tmp_path / "out.jsonl", {"chat": {"length": ""}}, EndpointAsker(url))
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["70:length", "71:length"]
+
+
 def test_a_reply_that_follows_the_place_is_no_label(pairs, tmp_path):
     """A judge that always says A, and one that says nothing readable."""
 

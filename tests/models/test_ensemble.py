@@ -11,6 +11,7 @@ from grmlight.models import (
     EnsembleConfig,
     EnsembleModel,
     HeadConfig,
+    LoraOptions,
     RewardModel,
     Scorer,
     Signal,
@@ -19,6 +20,7 @@ from grmlight.models import (
 )
 from grmlight.models.aggregation import aggregate
 from tests.ensembles import KINDS, SEED, alone, differing, own_names, tiny_ensemble
+from tests.models import twins
 from tests.models.groups import mixed_groups
 from tests.models.plain import wake_adapters
 from tests.reference.packing import pack_groups
@@ -231,6 +233,45 @@ def test_a_folder_that_is_no_ensemble_is_one_line(tmp_path):
 def test_what_no_ensemble_can_be_is_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         EnsembleConfig(**options)
+
+
+@pytest.mark.parametrize("members", ["adapters", "heads"])
+def test_a_classifier_without_an_lm_head_can_be_shared(members, byte_tokenizer, tmp_path):
+    twins.openrlhf(tmp_path / "rm", byte_tokenizer)
+    lora = LoraOptions(r=2) if members == "adapters" else None
+    trunk = load_reward_model(tmp_path / "rm", lora=lora)
+    batch = pack_groups([[twins.SEQUENCES[0], twins.SEQUENCES[1]], [twins.SEQUENCES[2]]])
+    expected = trunk.eval()(batch).rewards_N
+    model = EnsembleModel([trunk], EnsembleConfig(3, members))
+    wake_adapters(model)
+    found = Scorer(model).outputs(batch).rewards_KN
+    if members == "heads":
+        torch.testing.assert_close(found[0], expected)
+    assert (found[0] - found[1]).abs().min() > 1e-4
+    model.save_pretrained(tmp_path / "ensemble")
+    loaded = Scorer(EnsembleModel.from_pretrained(tmp_path / "ensemble"))
+    torch.testing.assert_close(loaded.outputs(batch).rewards_KN, found, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"head": HeadConfig(width=8)}, "head.summary.0.bias"),
+        ({"head": HeadConfig("linear")}, "head.summary.0.bias"),
+        ({"config": {"num_hidden_layers": 1}}, "backbone.model.layers.1"),
+        ({"architecture": "gemma"}, "architecture"),
+    ],
+)
+def test_unlike_members_are_one_line(other, named, tmp_path):
+    trunks = [tiny_reward_model(), tiny_reward_model(**other)]
+    with pytest.raises(ValueError, match=rf"members 0 and 1 are unlike, .*{named}") as caught:
+        EnsembleModel(trunks, EnsembleConfig(2, "models"))
+    assert "\n" not in str(caught.value)
+    if "head" in other:
+        tiny_ensemble("models", size=2).save_pretrained(tmp_path / "ensemble")
+        trunks[1].save_pretrained(tmp_path / "ensemble/member-1")
+        with pytest.raises(ValueError, match="members 0 and 1 are unlike"):
+            load_reward_model(tmp_path / "ensemble")
 
 
 def test_adapters_need_adapters():

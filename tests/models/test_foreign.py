@@ -268,6 +268,12 @@ def test_an_adapter_of_another_backbone_is_one_line(base, byte_tokenizer, tmp_pa
     with pytest.raises(ValueError, match=r"adapter .*lora on base model .*deeper.*missing model.layers.2") as caught:
         load_reward_model(tmp_path / "lora", base=str(tmp_path / "deeper"))
     assert "\n" not in str(caught.value)
+    # Where the head does not fit either, the backbone is still what is wrong.
+    config = twins.llama_config()
+    config.hidden_size = 48
+    twins.LlamaForCausalLM(config).save_pretrained(tmp_path / "wider")
+    with pytest.raises(ValueError, match=r"adapter .*lora on base model .*wider.*of another shape model.layers.0"):
+        load_reward_model(tmp_path / "lora", base=str(tmp_path / "wider"))
 
 
 def test_an_adapter_without_a_head_is_one_line(base, byte_tokenizer, tmp_path):
@@ -292,7 +298,7 @@ def test_a_tokenizer_of_another_model_is_one_line(byte_tokenizer, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer)
     tokenizer.add_tokens([f"word{n}" for n in range(40)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="its tokenizer has a token 339 and its model a vocabulary of 320"):
+    with pytest.raises(ValueError, match="has a token 339 and the model a vocabulary of 320"):
         load_reward_model(folder)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from grmlight.models import BackboneConfig, training_memory
+from grmlight.models import BackboneConfig, EnsembleConfig, ExpertsConfig, ExpertsModel, training_memory
 from grmlight.models.memory import Setting, memory_advice, memory_errors
 from tests.tiny_models import PACKABLE, tiny_backbone, tiny_reward_model
 
@@ -48,6 +48,25 @@ def test_advice_begins_with_what_helps_most():
     ]
     large = named(memory_advice(tiny_backbone(), dataclasses.replace(SETTING, device_bytes=1)))
     assert large == small[-2:] + small[:-2]
+
+
+@pytest.mark.parametrize(("ensemble", "adapters"), [(EnsembleConfig(3, "models"), 1), (None, 9)])
+def test_advice_counts_every_backbone_and_every_set_of_adapters(ensemble, adapters):
+    """One of them fits in half of the memory, all of them do not; so what makes them smaller comes first."""
+    backbone = tiny_backbone(lora=ensemble is None, dtype="bfloat16" if ensemble is None else "float32")
+    one, all_of_them = (training_memory(backbone, *given).state_bytes for given in ((), (ensemble, adapters)))
+    setting = dataclasses.replace(SETTING, device_bytes=int(max(1.3 * one, 1.05 * all_of_them)))
+    assert one < 0.8 * setting.device_bytes < all_of_them
+    alone, together = memory_advice(backbone, setting), memory_advice(backbone, setting, ensemble, adapters)
+    assert named(alone)[0] == "trainer.accumulate_grad_batches"
+    assert named(together)[0] == ("ensemble.members" if ensemble else "configs/fsdp.yaml")
+
+
+def test_the_memory_of_experts_is_that_of_all_their_adapters():
+    backbone = tiny_backbone(lora=True)
+    model = ExpertsModel(backbone, ExpertsConfig({"a": ["x", "y"], "b": ["z"]}))
+    adapters = sum(each.numel() for name, each in model.named_parameters() if ".adapters." in name)
+    assert training_memory(backbone, adapters=2 + 3).trainable == adapters
 
 
 def test_advice_names_only_what_is_not_in_use():

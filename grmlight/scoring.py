@@ -88,7 +88,7 @@ def _judged(judge: Judge, rows: Sequence[TextRow], pairs_per_batch: int, source:
             raise error.of([each.row for each in some], source) from error
         for each, found in zip(some, rewards, strict=True):
             for better, worse in each.comparisons:
-                places = None if len(found) == 2 else (better, worse)
+                places = None if (len(found), better, worse) == (2, 0, 1) else (better, worse)
                 yield Prediction(each.row, found[better], found[worse], places)
 
 

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
         row: row of the input, from 1.
         chosen: reward of the chosen response.
         rejected: reward of the rejected response.
-        responses: which responses of its row they are, from 0; None in a row of two.
+        responses: which responses of its row they are, from 0; None in a row of two whose first is the chosen one.
         disagreement: of an ensemble: population variance over the members, its mean over both responses.
         margin_disagreement: of an ensemble: population variance of the margin.
     """
@@ -69,22 +69,24 @@ def predictions(
 
 
 def _places(batch: GroupBatch) -> list[tuple[int, int] | None]:
-    """For each comparison the places of its responses in their group, None in a group of two."""
-    if batch.paired:
-        return [None] * len(batch.row_C)
+    """For each comparison the places of its responses in their group, None where these are 0 and 1 of a group of two.
+
+    So a pair has none, and a ranking of two whose second response is the chosen one says so.
+    """
     sizes_G = batch.last_N.new_zeros(batch.groups).index_add(0, batch.group_N, torch.ones_like(batch.last_N))
     first_C = (sizes_G.cumsum(0) - sizes_G)[batch.group_C]
     columns = (sizes_G[batch.group_C], batch.better_C - first_C, batch.worse_C - first_C)
     found = zip(*(column.tolist() for column in columns), strict=True)
-    return [None if size == 2 else (better, worse) for size, better, worse in found]
+    return [None if (size, better, worse) == (2, 0, 1) else (better, worse) for size, better, worse in found]
 
 
 def write_predictions(path: Path, found: Iterable[Prediction], ids: dict[int, str]) -> int:
     """Write a JSON line a comparison (`row`, `id`, `chosen`, `rejected`, `margin`) in the order of rows.
 
     Rows of more than two responses have a line a comparison, which adds `responses`: the places of the chosen and the
-    rejected one in the row, from 0. Those of an ensemble have `disagreement` and `margin_disagreement` too. The file
-    appears whole or not at all. Returns the number of lines.
+    rejected one in the row, from 0; so has a ranking of two whose second response is the chosen one. Those of an
+    ensemble have `disagreement` and `margin_disagreement` too. The file appears whole or not at all. Returns the number
+    of lines.
     """
     ordered = sorted(found, key=lambda prediction: (prediction.row, sorted(prediction.responses or ())))
     lines = []

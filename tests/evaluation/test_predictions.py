@@ -34,3 +34,8 @@ def test_a_ranking_has_a_line_a_comparison_that_names_its_responses(tmp_path):
         {"row": 2, "id": "2", "chosen": 4.0, "rejected": 2.0, "margin": 2.0, "responses": [2, 0]},
         {"row": 2, "id": "2", "chosen": 4.0, "rejected": 3.0, "margin": 1.0, "responses": [2, 1]},
     ]
+
+
+def test_a_ranking_of_two_says_that_its_second_response_is_the_chosen_one():
+    batch = pack_groups([[[1, 2], [1, 3]], [[1, 2], [1, 3]]], comparisons=[[(1, 0)], [(0, 1)]])
+    assert [each.responses for each in predictions(torch.arange(4.0), batch)] == [(1, 0), None]

@@ -220,9 +220,9 @@ def test_prompts_that_cannot_be_answered_are_named(tokenizer):
     tokens = cut.generate([long], options, 0).groups[0].prompt_tokens
     whole = unlimited.generate([long], options, 0).groups[0].prompt_tokens
     assert tokens.tolist() == [*whole[:1], *whole[-19:]]
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        bare = copy.deepcopy(tokenizer)
-        bare.chat_template = None
         HuggingFaceSampler(tiny(), bare).generate([({"role": "user", "content": "who"},)], options, 0)
 
 

@@ -1,0 +1,1 @@
+"""Best-of-n: sample a pool, score it once, and read off every n."""

@@ -1,8 +1,8 @@
 """What the best of n answers is worth, for every n, from one pool of N answers.
 
 The estimator is the mean, over all subsets of n of the N answers, of the gold of the one with the highest proxy
-(Nakano et al. 2021, arXiv 2112.09332, appendix I; Gao et al. 2023, arXiv 2210.10760). With answers in ascending order of
-the proxy, answer i is the best of C(i-1, n-1) subsets of C(N, n), so it is a weighted sum with
+(Nakano et al. 2021, arXiv 2112.09332, appendix I; Gao et al. 2023, arXiv 2210.10760). With answers in ascending order
+of the proxy, answer i is the best of C(i-1, n-1) subsets of C(N, n), so it is a weighted sum with
 
     w_N = n / N,    w_(i-1) = w_i (i - n) / (i - 1),
 
@@ -80,7 +80,9 @@ def best_of_n(
         possible = np.flatnonzero(sizes_S <= answers)
         for part in np.array_split(possible, max(1, len(possible) * answers // _AT_ONCE)):
             means_SX = weights(answers, sizes_S[part]) @ sorted_NX
-            found_PSV[np.ix_(rows, part)] = means_SX.reshape(len(part), len(rows), -1).swapaxes(0, 1)
+            means_SPV = means_SX.reshape(len(part), len(rows), -1)
+            for place, row in enumerate(rows):
+                found_PSV[row, part] = means_SPV[:, place]
     return found_PSV
 
 

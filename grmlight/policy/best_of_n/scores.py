@@ -121,7 +121,9 @@ def read_matrix(files: Sequence[Path], pool: Pool, samples: int) -> Iterator[Pro
         answers = pool.answers(prompt, samples)
         first: dict[PoolAnswer, int] = {}
         source_N = np.array([first.setdefault(_as_text(each), number) for number, each in enumerate(answers)])
-        scores_NR = np.stack([np.asarray(column[place_N[source_N]]) for column in columns], axis=1)
+        scores_NR = np.empty((len(answers), len(columns)))
+        for number, column in enumerate(columns):
+            scores_NR[:, number] = column[place_N[source_N]]
         empty, cut = (
             sum(found) for found in ((not each.text for each in answers), (not each.ended for each in answers))
         )

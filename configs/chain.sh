@@ -32,11 +32,9 @@ $GRMLIGHT bon --policy "$SFT" --prompts "$PROMPTS" --samples 2 --max_new_tokens 
     --out "$OUT/sampled" --pairs "$OUT/pairs.jsonl"
 # 2. The gold labels them; a quarter of the labels is flipped, and the flips are kept with the rows.
 $GRMLIGHT relabel "$OUT/pairs.jsonl" --reward "$GOLD" --noise "$NOISE" --seed "$NOISE_SEED" --out "$OUT/train.jsonl"
-# 3. The proxy learns from them.
-$GRMLIGHT fit --config configs/grm.yaml --config configs/chain.yaml --data.init_args.train "$OUT/train.jsonl" \
-    --trainer.default_root_dir "$OUT" --trainer.logger+=lightning.pytorch.loggers.CSVLogger \
-    --trainer.logger.save_dir "$OUT" --trainer.logger.name proxy
-PROXY=$(ls -d "$OUT"/proxy/version_* | sort -V | tail -1)
+# 3. The proxy learns from them; the fit says where its model is.
+PROXY=$($GRMLIGHT fit --config configs/grm.yaml --config configs/chain.yaml --data.init_args.train "$OUT/train.jsonl" |
+    tee /dev/stderr | sed -n 's/^model: //p')
 # 4. Best-of-n of the policy by the proxy, on other prompts: does the gold follow?
 zcat -f "$HELD_OUT" | head -n "$MEASURED" > "$OUT/held_out.jsonl"
 $GRMLIGHT bon --policy "$SFT" --prompts "$OUT/held_out.jsonl" --samples "$SAMPLES" --max_new_tokens 40 --seed 2 \

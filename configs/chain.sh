@@ -36,7 +36,7 @@ $GRMLIGHT relabel "$OUT/pairs.jsonl" --reward "$GOLD" --noise "$NOISE" --seed "$
 PROXY=$($GRMLIGHT fit --config configs/grm.yaml --config configs/chain.yaml --data.init_args.train "$OUT/train.jsonl" |
     tee /dev/stderr | sed -n 's/^model: //p')
 # 4. Best-of-n of the policy by the proxy, on other prompts: does the gold follow?
-zcat -f "$HELD_OUT" | head -n "$MEASURED" > "$OUT/held_out.jsonl"
+zcat -f "$HELD_OUT" | sed -n "1,${MEASURED}p" > "$OUT/held_out.jsonl"
 $GRMLIGHT bon --policy "$SFT" --prompts "$OUT/held_out.jsonl" --samples "$SAMPLES" --max_new_tokens 40 --seed 2 \
     --reward proxy="$PROXY" --gold "$GOLD" --max_n "$MAX_N" --out "$OUT/curves"
 echo "curves: $OUT/curves/curves.md, $OUT/curves/curves.png"

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-
 IpoScale = Literal["paper", "daa"]
 
 

@@ -157,7 +157,7 @@ class GroupModule(L.LightningModule):
         return penalties
 
     def figures(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Tensor]:
-        """What is logged of a training pack beside the loss and its terms: the pack's share of the step's mean, by name.
+        """What is logged beside the loss and its terms: a training pack's share of the step's mean, by name.
 
         The names are in `grmlight.evaluation.pair_figures.NO_TERMS`.
         """

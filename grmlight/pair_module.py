@@ -129,7 +129,7 @@ class PairModule(GroupModule):
                 model,
                 datamodule.prepared[name],
                 self._start_weights,
-                pairs=datamodule.pairs_per_step,
+                pairs=datamodule.pairs_per_step if name == "train" else datamodule.eval_pairs,
                 unchanged=bool(weights) and weights == self._start_weights,
             )
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from grmlight import losses
 from grmlight.data.batch import GroupBatch

@@ -43,7 +43,17 @@ FIGURES = (
 """Names of the figures."""
 
 NO_TERMS = frozenset(
-    {*FIGURES, *DISAGREEMENT, *LOG_RATIOS, "rewards", "gradient_norm", "learning_rate", "sharing", "imbalance", "skipped"}
+    {
+        *FIGURES,
+        *DISAGREEMENT,
+        *LOG_RATIOS,
+        "rewards",
+        "gradient_norm",
+        "learning_rate",
+        "sharing",
+        "imbalance",
+        "skipped",
+    }
 )
 """Names under `train/` that are no term of the loss."""
 

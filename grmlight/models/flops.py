@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from grmlight.models.backbone import decoder, language_head
-from grmlight.models.outputs import Signal
 from grmlight.models.causal_model import CausalModel
+from grmlight.models.outputs import Signal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,10 +24,10 @@ from torchmetrics import MetricCollection
 
 from grmlight.data.batch import GroupBatch
 from grmlight.data.datamodule import PairDataModule
+from grmlight.data.encode import TokenGroup, pack
 from grmlight.data.loader import Deal
 from grmlight.data.names import resolve
 from grmlight.data.select import better_alone, followed_by
-from grmlight.data.encode import TokenGroup, pack
 from grmlight.evaluation.log_ratios import LOG_RATIOS, LogRatios, log_ratio_terms
 from grmlight.evaluation.pair_figures import sum_dtype
 from grmlight.models import BackboneConfig, Outputs, Packing, PolicyModel, Signal
@@ -82,6 +81,7 @@ class PolicyModule(PairModule):
         super().__init__(backbone, packing, reference, optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         self.alignment = AlignmentObjective(objective) if isinstance(objective, str) else objective  # pyright: ignore[reportArgumentType]
         self.evaluation_signals = self.alignment.needs
+        self._keeps_reference = False
         if self.backbone.frozen:
             raise ValueError("backbone: a frozen policy learns nothing; drop frozen")
 
@@ -95,14 +95,21 @@ class PolicyModule(PairModule):
         _check_policy(self.backbone)
         super().setup(stage)
 
+    def keep_reference(self) -> None:
+        """Hold the start model, so that fresh answers can be scored under it. Called in a callback's `setup`."""
+        self._keeps_reference = True
+
     def _make_model(self) -> PolicyModel:
-        return PolicyModel(self.backbone, seed=self.seed, reference=self._wants("copy"), packing=self.packing)
+        kept = self._keeps_reference or self._wants("copy")
+        return PolicyModel(self.backbone, seed=self.seed, reference=kept, packing=self.packing)
 
     def stored_sets(self) -> Sequence[str]:
         """The training pairs, and those evaluated on: implicit rewards are relative to the start model."""
         datamodule: PairDataModule | None = getattr(self.trainer, "datamodule", None)
         stage = self.trainer.state.fn.value if self.trainer.state.fn else None
-        return ["train"] if datamodule is None else list(datamodule.sources(stage))
+        if datamodule is None or (stage == "fit" and not self.trainer.limit_val_batches):
+            return ["train"]
+        return list(datamodule.sources(stage))
 
     def before_sharding(self, model: PolicyModel) -> None:
         """In training, say what packs are turned into; an anchor's samples are drawn here, from the start model."""

@@ -75,7 +75,8 @@ class AlignmentObjective:
     """What is minimized.
 
     Attributes:
-        kind: "sft" (negative log-likelihood of the chosen responses), "dpo", "ipo", "slic", or "rpo": DPO with an anchor.
+        kind: "sft" (negative log-likelihood of the chosen responses), "dpo", "ipo", "slic", or "rpo" (DPO with an
+            anchor).
         beta: factor of the KL to the reference that the objective stands for; all but "sft".
         length_penalty: reward that each token of a response costs (length-regularized DPO, Park et al. 2024).
         scale: of "ipo": the original "paper", where `beta` is its tau, or "daa"; see `grmlight.losses.ipo`.
@@ -102,7 +103,9 @@ class AlignmentObjective:
         if self.form not in ("nll", "token_mean"):
             raise ValueError(f"objective: form must be 'nll' or 'token_mean', got {self.form!r}")
         if isinstance(self.anchor, str) and self.anchor not in ANCHORS:
-            raise ValueError(f"objective: anchor must be one of {', '.join(ANCHORS)} or its settings, got {self.anchor!r}")
+            raise ValueError(
+                f"objective: anchor must be one of {', '.join(ANCHORS)} or its settings, got {self.anchor!r}"
+            )
         self._check_used()
 
     def _check_used(self) -> None:
@@ -173,7 +176,7 @@ def nll(logps_N: Float[Tensor, " N"], batch: GroupBatch, token_mean: bool) -> Fl
 
 
 def implicit_rewards(objective: AlignmentObjective, outputs: Outputs) -> Float[Tensor, " N"]:
-    """The reward that the policy itself is optimal for: `beta * (log pi - log reference)`; for SFT `log pi`, in nats."""
+    """The reward that the policy is optimal for, `beta * (log pi - log reference)`; for SFT `log pi`, in nats."""
     assert outputs.logps_N is not None
     if objective.kind == "sft":
         return outputs.logps_N

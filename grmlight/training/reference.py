@@ -46,7 +46,12 @@ def start_weights(trainer: L.Trainer, model: AnyRewardModel | PolicyModel) -> st
 
 
 def reference_logps(
-    trainer: L.Trainer, model: AnyRewardModel | PolicyModel, prepared: Prepared, weights: str, pairs: int, unchanged: bool
+    trainer: L.Trainer,
+    model: AnyRewardModel | PolicyModel,
+    prepared: Prepared,
+    weights: str,
+    pairs: int,
+    unchanged: bool,
 ) -> ResponseValues:
     """The log-probs of a store's responses under the start model: found in its folder, or computed and put there.
 

@@ -66,6 +66,17 @@ def one_by_one(lm, sequence, start):
     return sum((table[place - 1, sequence[place]] for place in places), torch.zeros(())), len(places)
 
 
+def of_margin(objective, h):
+    """The loss of a margin, as published."""
+    if objective.kind == "ipo" and objective.scale == "daa":
+        return objective.beta**2 * (h - 1 / objective.beta) ** 2
+    if objective.kind == "ipo":
+        return (h - 1 / (2 * objective.beta)) ** 2
+    if objective.kind == "slic":
+        return (1 - objective.beta * h).clamp(min=0)
+    return -torch.sigmoid(objective.beta * h).log()
+
+
 def slow_loss(objective, model):
     """The loss from each sequence alone, full logits, and the formulas written out."""
     reference = model.reference
@@ -94,13 +105,8 @@ def slow_loss(objective, model):
         h = h + objective.length_penalty / beta * (tokens - worse_tokens)
         if objective.kind == "sft":
             loss = -better / (tokens if objective.form == "token_mean" else 1)
-        elif objective.kind == "ipo":
-            center, factor = (1 / beta, beta**2) if objective.scale == "daa" else (1 / (2 * beta), 1)
-            loss = factor * (label * (h - center) ** 2 + (1 - label) * (h + center) ** 2)
-        elif objective.kind == "slic":
-            loss = label * (1 - beta * h).clamp(min=0) + (1 - label) * (1 + beta * h).clamp(min=0)
         else:
-            loss = -label * torch.sigmoid(beta * h).log() - (1 - label) * torch.sigmoid(-beta * h).log()
+            loss = label * of_margin(objective, h) + (1 - label) * of_margin(objective, -h)
         if objective.pull:
             base = [found[0]] if bases[index] is None else bases[index]
             mean = objective.pull.reduction == "mean"

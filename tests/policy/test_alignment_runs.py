@@ -53,6 +53,8 @@ def assert_same_training(found, expected):
     [
         ("dpo", []),
         ("rpo", ["--lora"]),
+        pytest.param("rpo-reference", [], marks=SLOW),
+        pytest.param("rpo-reference", ["--lora"], marks=SLOW),
         pytest.param("sft", [], marks=SLOW),
         pytest.param("sft", ["--lora"], marks=SLOW),
         pytest.param("dpo", ["--reference", "copy"], marks=SLOW),
@@ -77,6 +79,15 @@ def test_weights_are_the_same_in_any_packing(material, alone, tmp_path):
 def test_the_reference_of_the_store_is_that_of_a_copy(material, alone, tmp_path):
     train(tmp_path, *material, "--objective", "dpo", "--reference", "copy")
     assert_same_training(tmp_path, alone("--objective", "dpo"))
+
+
+def test_an_anchor_on_the_reference_goes_on_with_the_same_samples(material, alone, tmp_path):
+    """They are drawn again from the start model when a killed run is resumed, whatever the weights are by then."""
+    exact = ("--objective", "rpo-reference")
+    train(tmp_path, *material, *exact, "--kill_at", 11, expect=-9)
+    train(tmp_path, *material, *exact, "--resume", newest_checkpoint(tmp_path, training=True))
+    assert losses(tmp_path) == losses(alone(*exact))
+    assert losses(tmp_path)[1]["train/anchor"] != losses(alone("--objective", "rpo"))[1]["train/anchor"]
 
 
 def test_rpo_holds_what_dpo_lets_fall(alone):

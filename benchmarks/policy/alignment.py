@@ -1,8 +1,9 @@
 """Whole DPO steps against TRL's DPOTrainer on the same pairs, in turn; their losses must be equal at every step.
 
-TRL runs as installed (gradient checkpointing, the reference computed at each step), without checkpointing, and with the
-reference's log-probs computed beforehand too, as ours are. Beside each ratio stands its FLOP ceiling: what the tokens and
-the products of the linear layers allow if a FLOP costs the same everywhere. Seconds are of the process's own processors.
+TRL runs as installed (gradient checkpointing, the reference computed at each step), without checkpointing, and with
+the reference's log-probs computed beforehand too, as ours are. Beside each ratio stands its FLOP ceiling: what the
+tokens and the products of the linear layers allow if a FLOP costs the same everywhere. Seconds are of the process's own
+processors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Directions that are robust on the embedded world: what DPO does to the chosen responses, and what RPO's anchor does."""
+"""Directions that are robust on the embedded world: what DPO does to chosen responses, and RPO's anchor."""
 
 import lightning.pytorch as L
 import pytest

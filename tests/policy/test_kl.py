@@ -1,6 +1,5 @@
 """KL estimators against sums over all answers, and SampledKL in a run."""
 
-import json
 import math
 
 import numpy as np
@@ -12,10 +11,10 @@ from lightning.pytorch.loggers import CSVLogger
 from grmlight import Checkpoints, PolicyModule
 from grmlight.evaluation.curves import read_curves
 from grmlight.lab import WorldData
-from grmlight.models import BackboneConfig, PolicyModel
+from grmlight.models import PolicyModel
 from grmlight.policy.kl import ESTIMATORS, SampledKL, k1, k2, k3, sampled_kl
-from grmlight.policy.rollouts import Answer, Rollout
 from grmlight.policy.objectives import AlignmentObjective
+from grmlight.policy.rollouts import Answer, Rollout
 from tests.tiny_models import tiny_backbone
 
 LM = "package:grmlight.lab/assets/lm"
@@ -62,7 +61,8 @@ def test_the_kl_of_answers_is_the_sum_over_their_tokens(forwards):
     found = sampled_kl(model.train(), rollouts, forwards)
     assert model.training
     assert model.reference is not None
-    for lm in (model.lm, model.reference):
+    both = (model.lm, model.reference)
+    for lm in both:
         lm.set_attn_implementation("eager")
 
     def logps(lm, prompt, answer):
@@ -74,7 +74,9 @@ def test_the_kl_of_answers_is_the_sum_over_their_tokens(forwards):
 
     for name, estimator in ESTIMATORS.items():
         expected = [
-            float(estimator(*(logps(lm, each.prompt_tokens, answer.tokens) for lm in (model.lm, model.reference))).sum())
+            float(
+                estimator(*(logps(lm, each.prompt_tokens, answer.tokens) for lm in (model.lm, model.reference))).sum()
+            )
             for each in rollouts
             for answer in each.answers
         ]
@@ -132,7 +134,9 @@ def test_a_curve_is_measured_inside_the_epoch(whole):
     assert [point.step for point in points] == [0, 4, 8, 10]
     assert {(point.method, point.beta, point.kl_estimator) for point in points} == {("dpo", 0.1, "k1")}
     assert points[0].kl == pytest.approx(0, abs=1e-5)
-    assert all(math.isfinite(each) for point in points for each in (point.kl, point.proxy, point.gold, point.standard_error))
+    assert all(
+        math.isfinite(each) for point in points for each in (point.kl, point.proxy, point.gold, point.standard_error)
+    )
     assert abs(points[-1].kl) > 1e-3
     assert (whole / "csv" / "version_0" / "curve.png").stat().st_size > 1000
     header, *rows = (whole / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
@@ -153,7 +157,9 @@ def test_a_resumed_run_has_the_whole_curve(whole, tmp_path, monkeypatch):
 
 def test_a_kl_that_explodes_is_named_and_leaves_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"step 3: the KL to the reference is .* nats an answer, above SampledKL's limit") as caught:
+    with pytest.raises(
+        ValueError, match=r"step 3: the KL to the reference is .* nats an answer, above SampledKL's limit"
+    ) as caught:
         run(tmp_path, measurement(every_n_steps=3, limit=0.5), lr=3e-2)
     kept = str(caught.value).split("kept in ")[1].split(";")[0]
     assert torch.load(kept, weights_only=True)["global_step"] == 3
@@ -174,6 +180,9 @@ def test_a_wrong_setting_is_named(options, said):
 
 def test_a_set_or_reward_that_is_not_there_is_named_before_the_model_is_built(tmp_path, monkeypatch):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
-    for options, said in (({"set": "dev"}, "there is no set 'dev'; choose from"), ({"gold": "nothing"}, "no such folder")):
+    for options, said in (
+        ({"set": "dev"}, "there is no set 'dev'; choose from"),
+        ({"gold": "nothing"}, "no such folder"),
+    ):
         with pytest.raises(ValueError, match=said):
             run(tmp_path, measurement(**options), backbone=LM)

@@ -60,7 +60,7 @@ def train(files, folder, seed):
     wall, cores = time.monotonic() - wall, core_seconds() - cores
     assert wall < LIMIT, (wall, cores)
     results = json.loads((place / "runs/scratch/version_0/results.json").read_text())["val"]
-    for ruler, label in (("longer_wins", "longer wins"), ("bag_of_words", "bag of words")):
+    for ruler, label in (("longer_wins", "longer wins (tokens)"), ("bag_of_words", "bag of words")):
         assert 0 <= results[ruler] <= 1
         assert f"{label} {results[ruler]:.3f}" in done.stdout
     print(f"{files[1].name} seed {seed}: {wall:.0f} s, {cores:.0f} s of a core, {results}")

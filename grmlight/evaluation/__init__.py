@@ -16,7 +16,6 @@ from grmlight.evaluation.learning_curve import LearningCurve as LearningCurve
 from grmlight.evaluation.metrics import LongerWins as LongerWins
 from grmlight.evaluation.metrics import PairFigures as PairFigures
 from grmlight.evaluation.metrics import pair_metrics as pair_metrics
-from grmlight.evaluation.metrics import wilson_interval as wilson_interval
 from grmlight.evaluation.pair_figures import PairValues as PairValues
 from grmlight.evaluation.pair_figures import pair_figures as pair_figures
 from grmlight.evaluation.pair_figures import pair_sums as pair_sums

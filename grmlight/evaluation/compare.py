@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 
 from grmlight.evaluation.paired_bootstrap import DRAWS, Difference, paired_difference
 from grmlight.evaluation.published import COLUMNS, PublishedRow, Setting, row_beside, rows_around, setting_of
+from grmlight.evaluation.published_recipe import differences
 from grmlight.evaluation.rows import Row, Rows
 from grmlight.evaluation.run_files import Run, Score, category
+from grmlight.evaluation.tally import ALL, AVERAGE
 
 TableName = Literal["preference", "rewardbench", "sets"]
 Published = Literal["matching", "all", "none"]
@@ -22,7 +24,6 @@ TABLES: dict[str, str] = {
 }
 """The tables there are, and what heads them."""
 
-_TOTALS = ("all", "average")
 _HEADERS = {"unified_feedback": "Unified-Feedback", "hhh": "HHH", "mtbench": "MT-Bench", "chat_hard": "Chat-Hard"}
 
 
@@ -58,11 +59,19 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A run in a table, and the published row of its setting."""
+    """A run in a table, and the published row of its setting.
+
+    Attributes:
+        run: the run.
+        cells: one a column.
+        published: the row, if there is one.
+        unlike: in what the run differs from the row: "epochs 2, here 1"; None where the row's recipe is not known.
+    """
 
     run: Run
     cells: list[Cell]
     published: PublishedRow | None
+    unlike: list[str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +125,20 @@ def _table(name: str, runs: list[Run], published: Published, draws: int) -> Tabl
         Line(
             run,
             [dataclasses.replace(cell, mark=marks[place][number]) for place, cell in enumerate(cells[number])],
-            row_beside(name, settings[number]),
+            row := row_beside(name, settings[number]),
+            _unlike(row, settings[number], run),
         )
         for number, run in enumerate(runs)
     ]
     return Table(name, columns, lines, _around(name, settings, lines) if published == "all" else [])
+
+
+def _unlike(row: PublishedRow | None, setting: Setting | None, run: Run) -> list[str] | None:
+    if row is None or setting is None:
+        return []
+    head = [] if row.has_head_of(setting) else [f"head {row.setting.head}, here {setting.head}"]
+    found = differences(row.number, run.config)
+    return head + found if found is not None else head or None
 
 
 def _around(name: str, settings: list[Setting | None], lines: list[Line]) -> list[PublishedRow]:
@@ -141,7 +159,7 @@ def _columns(name: str, run: Run) -> list[Column]:
 def _keys(name: str) -> list[tuple[str, str]]:
     if name == "rewardbench":
         return [(name, column) for column in COLUMNS[name]]
-    return [(column, "all") for column in COLUMNS[name]]
+    return [(column, ALL) for column in COLUMNS[name]]
 
 
 def _present(run: Run, name: str) -> list[tuple[str, str]]:
@@ -149,7 +167,7 @@ def _present(run: Run, name: str) -> list[tuple[str, str]]:
     if name != "sets":
         return [key for key in _keys(name) if key in run.scores]
     taken = {*COLUMNS["preference"], "rewardbench"}
-    return [(each, part) for each, part in run.scores if each not in taken and part in _TOTALS]
+    return [(each, part) for each, part in run.scores if each not in taken and part in (ALL, AVERAGE)]
 
 
 def _check_sets(name: str, runs: list[Run]) -> None:
@@ -173,25 +191,30 @@ def _check_data(name: str, runs: list[Run]) -> None:
                 f"{name} is other data in {run.label} ({rows.source}) than in {first.label} ({expected.source}); "
                 "evaluate both on one file, or name the sets apart"
             )
+        if not _shared(rows.rows, expected.rows):
+            raise ValueError(
+                f"{first.label} and {run.label} have no row of {name} in common; evaluate both on the same data"
+            )
+
+
+def _shared(one: list[Row], other: list[Row]) -> set[str]:
+    return {row.row for row in one} & {row.row for row in other}
 
 
 def _cell(run: Run, first: Run, column: Column, draws: int) -> Cell:
     score, name = run.scores.get((column.set, column.category)), column.set
     if score is None or run is first or name not in run.rows or name not in first.rows:
         return Cell(score)
-    parts = _parts(first.rows[name], run.rows[name], column.category)
-    try:
-        return Cell(score, paired_difference(parts, draws) if parts else None)
-    except ValueError as error:
-        raise ValueError(f"{first.label} and {run.label} on {name}: {error}") from error
+    parts = [part for part in _parts(first.rows[name], run.rows[name], column.category) if _shared(*part)]
+    return Cell(score, paired_difference(parts, draws) if parts else None)
 
 
 def _parts(first: Rows, second: Rows, wanted: str) -> list[tuple[list[Row], list[Row]]]:
     """The rows of both runs for a category: all, one part a category for an average, or those of the category."""
-    if wanted == "all":
+    if wanted == ALL:
         return [(first.rows, second.rows)]
     found = dict.fromkeys(category(row.category) for row in first.rows)
-    names = found if wanted == "average" else [name for name in found if name == wanted]
+    names = found if wanted == AVERAGE else [name for name in found if name == wanted]
 
     def of(rows: Rows, name: str) -> list[Row]:
         return [row for row in rows.rows if category(row.category) == name]

@@ -11,10 +11,13 @@ from typing import Any
 from grmlight.data.files import remove, temporary_sibling, write_json, write_whole
 from grmlight.evaluation.compare import TABLES, Cell, Line, Table
 from grmlight.evaluation.compare_plot import plot
-from grmlight.evaluation.published import PublishedRow, setting_of
+from grmlight.evaluation.published import PublishedRow
 from grmlight.evaluation.run_files import Run
 
 _COSTS = {"trainable_parameters": "trainable", "train_seconds": "train s", "scoring_passes": "passes"}
+_COST_LEGEND = (
+    "trainable: parameters that learn; train s: seconds of training; passes: forwards of a backbone for a reward"
+)
 _MARKS = {
     "text": {"": "{} ", "best": "{}*", "second": "{}+"},
     "markdown": {"": "{}", "best": "**{}**", "second": "*{}*"},
@@ -52,21 +55,28 @@ def _header(table: Table) -> list[str]:
 
 
 def _rows(table: Table, style: str) -> list[list[str]]:
-    """A row a run, below it its difference to the first run and the published row; last the ruler."""
+    """A row a run; below it its difference to the first run, and the published row; last the first run's rulers."""
     rows: list[list[str]] = []
     for line in table.lines:
         cells = [_MARKS[style][cell.mark].format(_percent(cell)) for cell in line.cells]
         rows.append([line.run.label, *cells, *_costs(line.run)])
         if any(cell.difference for cell in line.cells):
-            rows.append([f"  - {table.lines[0].run.label}", *map(_difference, line.cells), *[""] * len(_COSTS)])
+            rows.append([f"  minus {table.lines[0].run.label}", *map(_difference, line.cells), *[""] * len(_COSTS)])
+        elif line is table.lines[0] and any(cell.score and cell.score.low is not None for cell in line.cells):
+            rows.append(["  95% interval", *map(_interval, line.cells), *[""] * len(_COSTS)])
         if line.published:
-            rows.append(_published(line.published, table))
+            rows.append(_published(line.published, table, ", other settings" if line.unlike else ""))
     rows += [_published(row, table) for row in table.around]
-    rulers = [cell.score.ruler if cell.score else None for cell in table.lines[0].cells]
-    if any(ruler is not None for ruler in rulers):
-        shown = ["-" if ruler is None else f"{100 * ruler:.1f}" for ruler in rulers]
-        rows.append(["longer wins", *shown, *[""] * len(_COSTS)])
+    for unit in ("tokens", "characters"):
+        rulers = [_ruler(cell, unit) for cell in table.lines[0].cells]
+        if any(ruler != "-" for ruler in rulers):
+            rows.append([f"longer wins ({unit})", *rulers, *[""] * len(_COSTS)])
     return rows
+
+
+def _ruler(cell: Cell, unit: str) -> str:
+    score = cell.score
+    return "-" if score is None or score.ruler is None or score.unit != unit else f"{100 * score.ruler:.1f}"
 
 
 def _percent(cell: Cell) -> str:
@@ -82,10 +92,19 @@ def _difference(cell: Cell) -> str:
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
-def _published(row: PublishedRow, table: Table) -> list[str]:
+def _interval(cell: Cell) -> str:
+    score = cell.score
+    return (
+        "-"
+        if score is None or score.low is None or score.high is None
+        else f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    )
+
+
+def _published(row: PublishedRow, table: Table, behind: str = "") -> list[str]:
     values = [row.values[column.name] for column in table.columns]
     shown = ["not found" if value is None else f"{value:.1f}" for value in values]
-    return [f"  paper: {row.label} ({row.number})", *shown, *[""] * len(_COSTS)]
+    return [f"  paper: {row.label} ({row.number}{behind})", *shown, *[""] * len(_COSTS)]
 
 
 def _costs(run: Run) -> list[str]:
@@ -100,23 +119,24 @@ def _notes(table: Table, style: str) -> list[str]:
     notes = [f"accuracy in %; {_LEGEND[style]}"] if len(table.lines) > 1 else ["accuracy in %"]
     if any(cell.difference for line in table.lines for cell in line.cells):
         notes.append("differences in points, with 95% intervals of the paired bootstrap over prompts")
+    if any(line.run.costs for line in table.lines):
+        notes.append(_COST_LEGEND)
     for line in table.lines[1:]:
         notes += _row_notes(table, line)
-    notes += [note for line in table.lines for note in _head_note(line)]
+    notes += [note for line in table.lines for note in _setting_note(line)]
     shown = [line.published for line in table.lines if line.published] + table.around
     notes += [f"paper, {source}" for source in dict.fromkeys(f"{row.number}: {row.source}" for row in shown)]
     oddities = (f"paper, {row.label} ({row.number}): {row.note}" for row in shown if row.note)
     return [*notes, *dict.fromkeys(oddities)]
 
 
-def _head_note(line: Line) -> list[str]:
+def _setting_note(line: Line) -> list[str]:
     """What the published row beside a run has in another way."""
-    setting, row = setting_of(line.run.config), line.published
-    if setting is None or row is None or row.has_head_of(setting):
+    row = line.published
+    if row is None or line.unlike == [] or not any(row.values.values()):
         return []
-    return [
-        f"paper, {row.label} ({row.number}): its head is {row.setting.head}, that of {line.run.label} {setting.head}"
-    ]
+    said = "with which hyperparameters is not known" if line.unlike is None else "; ".join(line.unlike)
+    return [f"paper, {row.label} ({row.number}) beside {line.run.label}: {said}"]
 
 
 def _row_notes(table: Table, line: Line) -> list[str]:
@@ -132,11 +152,26 @@ def _row_notes(table: Table, line: Line) -> list[str]:
         elif len(runs) == 2:
             mine, others = ({row.row for row in run.rows[name].rows} for run in runs)
             if mine != others:
+                left_out = [
+                    f"{len(rows)} that {run.label} lacks"
+                    for run, rows in ((line.run, mine - others), (first, others - mine))
+                    if rows
+                ]
                 notes.append(
-                    f"{name}: {len(mine & others)} rows are in both {first.label} ({len(mine)}) and {line.run.label} "
-                    f"({len(others)}); the difference is over them alone"
+                    f"{name}: {line.run.label} minus {first.label} is over the {len(mine & others)} rows that both "
+                    f"have; left out: {', '.join(left_out)}"
                 )
-    return notes
+    return [*notes, *_ruler_notes(table, line)]
+
+
+def _ruler_notes(table: Table, line: Line) -> list[str]:
+    """Where the run's ruler is not the one that the table shows: other rows, or a tokenizer that counts otherwise."""
+    found = []
+    for column, cell, shown in zip(table.columns, line.cells, table.lines[0].cells, strict=True):
+        own = [_ruler(each, cell.score.unit) for each in (cell, shown)] if cell.score and shown.score else ["", ""]
+        if own[0] != own[1]:
+            found.append(f"{column.header} {own[0]}")
+    return [f"longer wins of {line.run.label}, on its own rows and tokens: {', '.join(found)}"] if found else []
 
 
 def as_json(tables: Sequence[Table]) -> dict[str, Any]:
@@ -159,7 +194,7 @@ def _plain(table: Table) -> dict[str, Any]:
             }
         )
         if line.published:
-            rows.append(_plain_published(line.published, beside=line.run.label))
+            rows.append(_plain_published(line.published, beside=line.run.label) | {"unlike": line.unlike})
     rows += [_plain_published(row, beside=None) for row in table.around]
     notes = [note for line in table.lines[1:] for note in _row_notes(table, line)]
     return {"table": table.name, "first": table.lines[0].run.label, "columns": names, "rows": rows, "notes": notes}
@@ -168,8 +203,7 @@ def _plain(table: Table) -> dict[str, Any]:
 def _plain_cell(cell: Cell) -> dict[str, Any] | None:
     if cell.score is None:
         return None
-    score = {name: _number(value) for name, value in dataclasses.asdict(cell.score).items()}
-    found: dict[str, Any] = score | {"mark": cell.mark}
+    found: dict[str, Any] = dataclasses.asdict(cell.score) | {"mark": cell.mark}
     if cell.difference is not None:
         found["difference"] = {name: _number(value) for name, value in cell.difference._asdict().items()}
     return found

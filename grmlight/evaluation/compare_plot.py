@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_PAPER = {False: "C1", True: "C7"}
+
 
 def plot(tables: Sequence[Table]) -> Figure:
-    """A row of panels a table; diamonds are published numbers, dashes "longer wins"."""
+    """A row of panels a table; diamonds are published numbers, dashes "longer wins" of the first run."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -29,9 +31,13 @@ def plot(tables: Sequence[Table]) -> Figure:
         panels[0].invert_yaxis()
     legend = [
         Line2D([], [], color="C0", marker="o", label="run, 95% interval"),
-        Line2D([], [], color="C1", marker="D", markerfacecolor="none", linestyle="", label="paper"),
         Line2D([], [], color="C7", linestyle="--", label="longer wins"),
     ]
+    beside = {bool(line.unlike) for table in tables for line in table.lines if line.published}
+    for unlike, label in ((False, "paper"), (True, "paper, other settings")):
+        if unlike in beside:
+            color = _PAPER[unlike]
+            legend.append(Line2D([], [], color=color, marker="D", markerfacecolor="none", linestyle="", label=label))
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize="small")
     return figure
 
@@ -44,7 +50,7 @@ def _draw(panel: Axes, table: Table, place: int, column: Column) -> None:
             panel.plot([low, high], [height, height], color="C0", lw=1.5)
             panel.plot([100 * score.accuracy], [height], "o", color="C0", markersize=6)
         if (value := _published(line, column)) is not None:
-            panel.plot([value], [height], "D", color="C1", markerfacecolor="none", markersize=6)
+            panel.plot([value], [height], "D", color=_PAPER[bool(line.unlike)], markerfacecolor="none", markersize=6)
     first = table.lines[0].cells[place].score
     if first is not None and first.ruler is not None:
         panel.axvline(100 * first.ruler, color="C7", linestyle="--", lw=1)

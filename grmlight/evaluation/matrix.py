@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """The append files of each method. The paper's baselines have a linear head; `baseline_mlp` has GRM's."""
 
+_OUT_OF_DISTRIBUTION = "hhh,mtbench,rewardbench"
 _TABLE_7 = ("baseline", "frozen", "grm_sft")
 
 
@@ -46,7 +47,7 @@ class Block:
     about: str
     configs: tuple[str, ...]
     methods: tuple[str, ...] = tuple(METHODS)
-    benchmarks: str = "hhh,mtbench,rewardbench"
+    benchmarks: str = ""
     program: str = "grmlight"
 
     def fit(self, method: str) -> str:
@@ -80,13 +81,14 @@ def _unified_feedback(recipe: str, model: str) -> list[Block]:
             f"{model} with LoRA on {size} pairs of Unified-Feedback ({tables})",
             (f"configs/{recipe}.yaml", f"configs/paper/{size.lower()}.yaml"),
             _TABLE_7 if size == "8K" else tuple(METHODS),
+            f"unified_feedback,{_OUT_OF_DISTRIBUTION}",
         )
         for size, tables in sizes.items()
     ]
 
 
 BLOCKS = [
-    Block("world", "the embedded world, a laptop and minutes", (), benchmarks=""),
+    Block("world", "the embedded world, a laptop and minutes", ()),
     *_unified_feedback("gemma-2b-it", "gemma-2b-it"),
     *_unified_feedback("mistral-7b-instruct", "Mistral-7B-Instruct-v0.2"),
     Block(

@@ -5,8 +5,6 @@ Every metric is updated with the outputs of a forward and its batch; groups that
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -76,12 +74,3 @@ def pair_metrics(prefix: str, device: torch.device | None = None, ensemble: bool
     if ensemble:
         metrics["disagreement"] = Disagreement(dtype)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
-
-
-def wilson_interval(accuracy: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95% interval of a share of `count` trials (Wilson 1927)."""
-    if count == 0:
-        return math.nan, math.nan
-    center = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(accuracy * (1 - accuracy) / count + z * z / (4 * count * count))
-    return center - half, center + half

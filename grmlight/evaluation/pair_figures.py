@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
@@ -28,6 +28,9 @@ _ONE, _BETTER, _WORSE, _PREDICTED, _SIDE = range(5)
 _ONES, _REWARD, _LENGTH = range(3)
 
 SUMS = 5 * 5 + 3 * 3 + BINS
+
+RIGHT, LABELED = 5 * _PREDICTED + _SIDE, 5 * _SIDE + _SIDE
+"""Places of two sums over comparisons with a labeled side: how many more are right than wrong, and how many in all."""
 
 
 FIGURES = (
@@ -96,8 +99,45 @@ def pair_values(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> PairValues
 def pair_sums(packs: Sequence[PairValues]) -> Float[Tensor, " S"]:
     """The sums over some packs, in float64 where the device has it. Nothing waits for the device."""
     dtype = sum_dtype(packs[0].rewards_N.device)
-    parts = [torch.cat(parts).to(dtype) for parts in zip(*packs, strict=True)]
-    better_C, worse_C, label_C, count_C, rewards_N, tokens_N, count_N = parts
+    values = PairValues(*(torch.cat(parts).to(dtype) for parts in zip(*packs, strict=True)))
+    table = _table(values)
+    return torch.cat(
+        [
+            ((table.pairs * values.count_C) @ table.pairs.T).flatten(),
+            ((table.responses * values.count_N) @ table.responses.T).flatten(),
+            table.gap_C.new_zeros(BINS).index_add(0, table.bin_C, table.gap_C),
+        ]
+    )
+
+
+def group_sums(values: PairValues, batch: GroupBatch) -> Float[Tensor, "G S"]:
+    """The same sums over each group of a pack alone."""
+    values = PairValues(*(each.to(sum_dtype(each.device)) for each in values))
+    table = _table(values)
+    gaps_CB = table.gap_C.new_zeros(len(table.gap_C), BINS).scatter(1, table.bin_C[:, None], table.gap_C[:, None])
+    pairs_CS = torch.cat([_products(table.pairs, values.count_C), gaps_CB], dim=1)
+    responses_NS = _products(table.responses, values.count_N)
+    zeros_GS = pairs_CS.new_zeros(batch.groups, SUMS)
+    pairs_GS = zeros_GS[:, : pairs_CS.shape[1]].index_add(0, batch.group_C, pairs_CS)
+    responses_GS = zeros_GS[:, : responses_NS.shape[1]].index_add(0, batch.group_N, responses_NS)
+    return torch.cat([pairs_GS[:, :-BINS], responses_GS, pairs_GS[:, -BINS:]], dim=1)
+
+
+class _Table(NamedTuple):
+    """The rows whose products are summed, and what each comparison adds to which bin of the calibration."""
+
+    pairs: Float[Tensor, "5 C"]
+    responses: Float[Tensor, "3 N"]
+    gap_C: Float[Tensor, " C"]
+    bin_C: Int[Tensor, " C"]
+
+
+def _products(rows: Float[Tensor, "K X"], count_X: Float[Tensor, " X"]) -> Float[Tensor, "X KK"]:
+    return torch.einsum("ax,bx,x->xab", rows, rows, count_X).flatten(1)
+
+
+def _table(values: PairValues) -> _Table:
+    better_C, worse_C, label_C, count_C, rewards_N, tokens_N, _ = values
     difference_C, surplus_C = better_C - worse_C, label_C - 0.5
     predicted_C, side_C = difference_C.sign(), surplus_C.sign()
     # A tie has no sides: it enters the calibration alone.
@@ -106,14 +146,7 @@ def pair_sums(packs: Sequence[PairValues]) -> Float[Tensor, " S"]:
     responses = torch.stack([torch.ones_like(rewards_N), rewards_N, tokens_N])
     confidence_C = difference_C.abs().sigmoid()
     gap_C = (0.5 + predicted_C * surplus_C - confidence_C) * count_C
-    bin_C = ((2 * confidence_C - 1) * BINS).long().clamp(0, BINS - 1)
-    return torch.cat(
-        [
-            ((pairs * count_C) @ pairs.T).flatten(),
-            ((responses * count_N) @ responses.T).flatten(),
-            gap_C.new_zeros(BINS).index_add(0, bin_C, gap_C),
-        ]
-    )
+    return _Table(pairs, responses, gap_C, ((2 * confidence_C - 1) * BINS).long().clamp(0, BINS - 1))
 
 
 def pair_figures(sums: Sequence[float]) -> dict[str, float]:

@@ -41,7 +41,8 @@ def paired_difference(parts: Sequence[tuple[Sequence[Row], Sequence[Row]]], draw
 
     Args:
         parts: for each part the rows of the first and of the second run; rows of one name are the same row. A set is
-            one part; RewardBench's average has four. Prompts and `pairs` are those of the first run.
+            one part; RewardBench's average has four. Prompts are those of the first run. Rows that one run lacks are
+            left out; those that are left of a stratum weigh together what the stratum did.
         draws: draws of the bootstrap.
 
     Errors: ValueError if the runs share no row of a part.
@@ -64,11 +65,27 @@ def _prompt_sums(first: Sequence[Row], second: Sequence[Row]) -> tuple[int, np.n
     shared = [(row, others[row.row]) for row in first if row.row in others]
     if not shared:
         raise ValueError("the runs have no row in common; evaluate both on the same data")
+    scales = _scales(first, [row for row, _ in shared])
     for row, other in shared:
         total = sums.setdefault(row.prompt, [0.0, 0.0])
-        total[0] += other.right / other.pairs * row.pairs - row.right
-        total[1] += row.pairs
+        pairs = scales.get(row.stratum, 1.0) * row.pairs
+        total[0] += (other.right / other.pairs - row.right / row.pairs) * pairs
+        total[1] += pairs
     return len(shared), np.array(list(sums.values()))
+
+
+def _scales(rows: Sequence[Row], shared: Sequence[Row]) -> dict[str, float]:
+    """For each stratum by how much its shared rows weigh more, so that they weigh together what all of them did."""
+
+    def weights(of: Sequence[Row]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for row in of:
+            if row.stratum:
+                found[row.stratum] = found.get(row.stratum, 0.0) + row.pairs
+        return found
+
+    whole = weights(rows)
+    return {name: whole[name] / weight for name, weight in weights(shared).items()}
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:

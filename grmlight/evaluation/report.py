@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EVALUATION_FILE = "evaluation.json"
 """What a run directory keeps of its model's evaluation."""
 
-_HEADER = ("benchmark", "category", "n", "accuracy", "95% interval", "longer wins", "ece", "length r")
+_HEADER = ("benchmark", "category", "n", "accuracy", "95% interval", "longer wins (characters)", "ece", "length r")
 _PACKAGES = ("grmlight", "torch", "transformers")
 
 
@@ -102,7 +102,8 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 def _cells(row: Row) -> list[str]:
     interval = f"[{_shown(row.accuracy.low)}, {_shown(row.accuracy.high)}]"
     figures = [_shown(each.value) for each in (row.ruler, row.ece, row.length_correlation)]
-    return [row.benchmark, row.category, str(row.n), _shown(row.accuracy.value), interval, *figures]
+    # A line break in a name would break the table.
+    return [row.benchmark, " ".join(row.category.split()), str(row.n), _shown(row.accuracy.value), interval, *figures]
 
 
 def _shown(value: float) -> str:
@@ -141,7 +142,7 @@ def plot(results: Sequence[Result]) -> Figure:
             range(len(names)), values, xerr=errors, color=colors, error_kw={"lw": 1}, label="accuracy, 95% interval"
         )
         rulers = [row.ruler.value for row in result.rows]
-        panel.plot(rulers, range(len(names)), "kx", markersize=5, label="longer wins")
+        panel.plot(rulers, range(len(names)), "kx", markersize=5, label="longer wins (characters)")
         panel.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1), title=result.rows[0].benchmark)
         panel.invert_yaxis()
     panels[-1].set_xlabel("accuracy")

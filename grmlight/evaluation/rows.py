@@ -1,11 +1,13 @@
 """What a model got right, row by row: the file that a paired comparison of two runs needs.
 
-`rows-SET.json` in a run directory is one JSON object: `source`, `fingerprint` (of the source's content) and `rows`, one
-a line, each with `row`, `prompt` (a key: rows of one prompt have the same), `right`, `pairs`, `category` and `id`.
-`right` / `pairs` is the row's accuracy; a set's accuracy is the sum of `right` over the sum of `pairs`, so both may be
-multiplied by a row's weight.
+In a run directory `rows-SET.json` is that of a validation or test set, `evaluation-rows-BENCHMARK.json` that of a
+benchmark, which may have a set's name. Each is one JSON object: `source`, `fingerprint` (of the source's content) and
+`rows`, one a line, each with `row`, `prompt` (a key: rows of one prompt have the same), `right`, `pairs`, `category`,
+`id` and `stratum`. `right` / `pairs` is the row's accuracy; a set's accuracy is the sum of `right` over the sum of
+`pairs`, so both may be multiplied by a row's weight. The rows of a stratum weigh the same together, however many there
+are.
 
-Shape suffixes: C comparisons, R rows.
+Shape suffixes: R rows.
 """
 
 from __future__ import annotations
@@ -13,18 +15,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from grmlight._data_rs import Store
 from grmlight.data.batch import GroupBatch
 from grmlight.data.files import write_whole
-from grmlight.evaluation.pair_figures import sum_dtype
 
 _CHUNK = 512
 
@@ -39,6 +40,8 @@ class Row:
         right: comparisons that the rewards order as labeled; an equal reward counts one half.
         pairs: comparisons with a labeled side.
         category: what the set calls this kind of row.
+        id: the row's own name in the source.
+        stratum: rows of which `pairs` is a share of one fixed weight; empty where it is a count of the row's own.
     """
 
     row: str
@@ -47,6 +50,12 @@ class Row:
     pairs: float = 1.0
     category: str = ""
     id: str = ""
+    stratum: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = (self.right, self.pairs)
+        if not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers) or self.pairs <= 0:
+            raise ValueError(f"row {self.row}: {self.right!r} of {self.pairs!r} pairs are right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +68,13 @@ class Rows:
 
 
 def rows_file(folder: Path, name: str) -> Path:
-    """Where a run keeps the rows of a set."""
+    """Where a run keeps the rows of a validation or test set."""
     return folder / f"rows-{name}.json"
+
+
+def evaluation_rows_file(folder: Path, name: str) -> Path:
+    """Where a run keeps the rows of a benchmark."""
+    return folder / f"evaluation-rows-{name}.json"
 
 
 def write_rows(path: Path, rows: Rows) -> None:
@@ -82,17 +96,14 @@ def read_rows(path: Path) -> Rows:
         raise ValueError(f"{path}: is no file of rows ({error}); evaluate the run again") from error
 
 
-def row_counts(rewards_N: Float[Tensor, " N"], batch: GroupBatch) -> Float[Tensor, "C 3"]:
-    """For each comparison its row, what is right of it, and whether it counts (no tie, no filler). On its device."""
-    side_C = (batch.label_C - 0.5).sign()
-    count_C = side_C.abs() * batch.count_G[batch.group_C]
-    predicted_C = (rewards_N[batch.better_C] - rewards_N[batch.worse_C]).sign()
-    columns = (batch.row_C, (predicted_C * side_C + 1) / 2 * count_C, count_C)
-    return torch.stack([column.to(sum_dtype(rewards_N.device)) for column in columns], dim=1)
+def rows_of(counts: Float[Tensor, "R 3"], store: Store, keys: Mapping[int, str]) -> list[Row]:
+    """The rows of a store that are counted; a row whose comparisons are all ties is left out.
 
-
-def rows_of(counts: Float[Tensor, "C 3"], store: Store) -> list[Row]:
-    """The rows of a store that some comparison of `counts` is of; a row whose comparisons are all ties is left out."""
+    Args:
+        counts: the number of a row, how many of its comparisons are right, and how many count; a row may come again.
+        store: the store.
+        keys: from `prompt_keys`.
+    """
     sums: dict[int, list[float]] = {}
     for row, right, count in counts.tolist():
         if count:
@@ -100,7 +111,6 @@ def rows_of(counts: Float[Tensor, "C 3"], store: Store) -> list[Row]:
             total[0] += right
             total[1] += count
     described = {entry["row"]: entry for entry in store.rows()}
-    keys = prompt_keys(store)
     return [
         Row(str(row), keys[row], right, pairs, str(described[row]["category"] or ""), str(described[row]["id"]))
         for row, (right, pairs) in sorted(sums.items())

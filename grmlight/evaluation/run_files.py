@@ -1,21 +1,26 @@
 """A run directory as `grmlight compare` reads it.
 
 `results.json` holds the sets that the run itself was evaluated on, `evaluation.json` the benchmarks that
-`grmlight evaluate` added, `rows-SET.json` what was right row by row, `costs.json` what the model costs, `config.yaml`
-how it was trained. Of these one of the first two must be there.
+`grmlight evaluate` added, `rows-SET.json` and `evaluation-rows-BENCHMARK.json` what was right row by row, `costs.json`
+what the model costs, `config.yaml` how it was trained. Of these one of the first two must be there. A set that has a
+benchmark's name stands beside it as "NAME (validation)".
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from grmlight.evaluation.rows import Rows, read_rows, rows_file
+from grmlight.evaluation.rows import Rows, evaluation_rows_file, read_rows, rows_file
+from grmlight.evaluation.tally import ALL, AVERAGE
+
+LengthUnit = Literal["tokens", "characters"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Score:
         accuracy: of the rewards.
         low, high: its 95% interval; None where it has none.
         n: rows.
-        ruler: accuracy of "longer wins".
+        ruler: accuracy of "longer wins"; None where it is not defined.
+        unit: in which the ruler measures lengths: scored tokens of a run's own sets, characters of a benchmark.
     """
 
     accuracy: float
@@ -34,6 +40,7 @@ class Score:
     high: float | None
     n: int
     ruler: float | None
+    unit: LengthUnit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +106,31 @@ def read_run(label: str, folder: Path) -> Run:
     if not folder.is_dir() or not (results.is_file() or evaluation.is_file()):
         what = "holds neither results.json nor evaluation.json" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"{folder}: is no run: {what}; name run directories (runs/NAME/version_K)")
-    scores = _sets(results) | _benchmarks(evaluation)
-    known = {name: path for name, _ in scores if (path := rows_file(folder, name)).is_file()}
+    benchmarks = _benchmarks(evaluation)
+    files = {name: evaluation_rows_file(folder, name) for name, _ in benchmarks}
+    sets: dict[tuple[str, str], Score] = {}
+    for name, score in _sets(results).items():
+        shown = name if name not in files else f"{name} (validation)"
+        sets[shown, ALL], files[shown] = score, rows_file(folder, name)
     return Run(
         label,
         folder,
-        scores,
-        costs=_json(folder / "costs.json"),
+        sets | benchmarks,
+        costs=_costs(folder / "costs.json"),
         config=_config(folder / "config.yaml"),
-        rows={name: read_rows(path) for name, path in known.items()},
+        rows={name: read_rows(path) for name, path in files.items() if path.is_file()},
     )
 
 
-def _sets(path: Path) -> dict[tuple[str, str], Score]:
+def _sets(path: Path) -> dict[str, Score]:
     try:
         return {
-            (name, "all"): Score(
-                each["accuracy"], each["low"], each["high"], int(each["pairs"]), _finite(each["longer_wins"])
+            name: Score(
+                _number(each["accuracy"]),
+                *(_finite(each[bound]) for bound in ("low", "high")),
+                n=int(each["pairs"]),
+                ruler=_finite(each["longer_wins"]),
+                unit="tokens",
             )
             for name, each in _json(path).items()
         }
@@ -127,7 +142,11 @@ def _benchmarks(path: Path) -> dict[tuple[str, str], Score]:
     try:
         return {
             (row["benchmark"], category(row["category"])): Score(
-                row["accuracy"], row["low"], row["high"], row["n"], row["ruler"]
+                _number(row["accuracy"]),
+                *(_finite(row[bound]) for bound in ("low", "high")),
+                n=int(row["n"]),
+                ruler=_finite(row["ruler"]),
+                unit="characters",
             )
             for row in _json(path).get("rows", [])
             if row["accuracy"] is not None
@@ -136,10 +155,17 @@ def _benchmarks(path: Path) -> dict[tuple[str, str], Score]:
         raise ValueError(f"{path}: is no file of `grmlight evaluate` ({error}); evaluate the run again") from error
 
 
+def _costs(path: Path) -> dict[str, float]:
+    try:
+        return {name: _number(value) for name, value in _json(path).items()}
+    except TypeError as error:
+        raise ValueError(f"{path}: is no file of costs ({error}); remove it to compare without costs") from error
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: is no YAML ({' '.join(str(error).split())}); remove it to compare without it"
         ) from error
@@ -147,18 +173,28 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def category(name: str) -> str:
-    """A category's name in one spelling: `Chat Hard`, `Chat-Hard` and `chat_hard` are one."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "all"
+    """A category's name in one spelling: `Chat Hard`, `Chat-Hard` and `chat_hard` are one; none becomes a total's."""
+    found = re.sub(r"[\W_]+", "_", name.lower()).strip("_") or name
+    return f"{found}_category" if found in (ALL, AVERAGE) and found != name else found
 
 
-def _finite(value: float) -> float | None:
-    return value if value == value else None  # noqa: PLR0124 - NaN is not equal to itself
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _finite(value: Any) -> float | None:
+    return None if value is None or math.isnan(_number(value)) else value
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: is no JSON ({error}); evaluate the run again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is no JSON object; evaluate the run again")  # noqa: TRY004 - a user's file
+    return found

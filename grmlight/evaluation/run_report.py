@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.disagreement import DISAGREEMENT
 from grmlight.evaluation.log_ratios import LOG_RATIOS
-from grmlight.evaluation.metrics import wilson_interval
 from grmlight.evaluation.pair_figures import FIGURES
 from grmlight.evaluation.ranks import from_all_ranks
 from grmlight.evaluation.router_error import FIGURES as ROUTER_FIGURES
-from grmlight.evaluation.rows import Rows, row_counts, rows_file, rows_of, write_rows
+from grmlight.evaluation.row_sums import Bounds, counts_of, intervals, row_sums
+from grmlight.evaluation.rows import Rows, prompt_keys, rows_file, rows_of, write_rows
 
 
 class RunReport(Callback):
@@ -32,7 +33,7 @@ class RunReport(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._validated_at = -1
-        self._counts: dict[int, list[Tensor]] = {}
+        self._sums: dict[int, list[Tensor]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Right after the data is prepared, before the model is built."""
@@ -62,11 +63,7 @@ class RunReport(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before each validation."""
-        self._counts = {}
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before `test`."""
-        self._counts = {}
+        self._sums = {}
 
     def on_validation_batch_end(
         self,
@@ -77,20 +74,12 @@ class RunReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what is right of each row."""
-        self._count(outputs, batch, dataloader_idx)
+        """Keep the sums of each row."""
+        if isinstance(outputs, Mapping) and "rewards_N" in outputs:
+            self._sums.setdefault(dataloader_idx, []).append(row_sums(outputs["rewards_N"], batch))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep what is right of each row."""
-        self._count(outputs, batch, dataloader_idx)
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After `test`."""
@@ -103,30 +92,36 @@ class RunReport(Callback):
         if trainer.state.fn == "validate":
             self._conclude(trainer, pl_module, "val")
 
-    def _count(self, outputs: Any, batch: Any, place: int) -> None:
-        if isinstance(outputs, Mapping) and "rewards_N" in outputs:
-            self._counts.setdefault(place, []).append(row_counts(outputs["rewards_N"], batch))
-
     def _conclude(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         directory = run_directory(trainer)
-        found = {place: torch.cat(counts).cpu() for place, counts in self._counts.items()}
-        everywhere = from_all_ranks([found]) if directory is not None else []
-        if not trainer.is_global_zero or not (results := evaluation_results(trainer, stage)):
+        everywhere = from_all_ranks([{place: torch.cat(sums).cpu() for place, sums in self._sums.items()}])
+        if not trainer.is_global_zero:
+            return
+        found = _found_rows(trainer, stage, everywhere)
+        if not (results := evaluation_results(trainer, stage, found)):
             return
         if directory is not None:
-            write_json(directory / "results.json", results)
+            write_json(directory / "results.json", without_nan(results))
             write_json(directory / "costs.json", run_costs(trainer, pl_module))
-            _write_rows(trainer, stage, directory, everywhere)
+            for name, (rows, _) in found.items():
+                write_rows(rows_file(directory, name), rows)
         print(describe_results(results))
 
 
-def _write_rows(trainer: Trainer, stage: str, directory: Path, found: list[dict[int, Tensor]]) -> None:
+_Found = dict[str, tuple[Rows, dict[str, Bounds]]]
+
+
+def _found_rows(trainer: Trainer, stage: str, everywhere: list[dict[int, Tensor]]) -> _Found:
+    """For each evaluation set what is right row by row, and the intervals of its figures."""
     datamodule: Any = getattr(trainer, "datamodule", None)
+    found = {}
     for place, name in enumerate(getattr(datamodule, f"{stage}_sources", {})):
-        if counts := [each[place] for each in found if place in each]:
-            prepared = datamodule.prepared[name]
-            rows = Rows(prepared.source, prepared.fingerprint, rows_of(torch.cat(counts), prepared.store))
-            write_rows(rows_file(directory, name), rows)
+        if parts := [each[place] for each in everywhere if place in each]:
+            sums_RK, prepared = torch.cat(parts), datamodule.prepared[name]
+            keys = prompt_keys(prepared.store)
+            rows = Rows(prepared.source, prepared.fingerprint, rows_of(counts_of(sums_RK), prepared.store, keys))
+            found[name] = rows, intervals(sums_RK, keys)
+    return found
 
 
 def run_costs(trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -154,26 +149,44 @@ def run_directory(trainer: Trainer) -> Path | None:
     return Path(directory)
 
 
-def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, float]]:
-    """For each evaluation set: the figures, accuracy's 95% interval, the rulers, and the number of pairs."""
+def evaluation_results(trainer: Trainer, stage: str, found: _Found) -> dict[str, dict[str, float]]:
+    """For each evaluation set: the figures with 95% intervals, the rulers, and the numbers of pairs and prompts."""
     datamodule: Any = getattr(trainer, "datamodule", None)
     results = {}
     for name in getattr(datamodule, f"{stage}_sources", {}):
         prefix = f"{stage}/" if name == stage else f"{stage}/{name}/"
         counted = ("accuracy", "longer_wins", "pairs", "groups")
-        figures = {key: trainer.callback_metrics.get(prefix + key) for key in counted}
-        if any(value is None for value in figures.values()) or not figures["pairs"]:
+        logged = {key: trainer.callback_metrics.get(prefix + key) for key in counted}
+        if any(value is None for value in logged.values()) or not logged["pairs"]:
             continue
-        found = {key: float(value) for key, value in figures.items() if value is not None}
-        found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["groups"]))
         named = (*FIGURES, *DISAGREEMENT, *LOG_RATIOS, *ROUTER_FIGURES)
-        figures = {key: trainer.callback_metrics.get(prefix + key) for key in named}
-        found |= {key: float(value) for key, value in figures.items() if value is not None}
-        results[name] = found
+        logged |= {key: trainer.callback_metrics.get(prefix + key) for key in named}
+        figures = {key: float(value) for key, value in logged.items() if value is not None}
+        results[name] = figures | (_bounds(*found[name]) if name in found else {"low": math.nan, "high": math.nan})
         store, report = datamodule.prepared[name].store, datamodule.prepared[name].report
-        if (train := datamodule.prepared.get("train")) and found["pairs"] == report["comparisons"] - report["ties"]:
-            found["bag_of_words"] = bag_of_words_accuracy(train.store, store)
+        if (train := datamodule.prepared.get("train")) and figures["pairs"] == report["comparisons"] - report["ties"]:
+            results[name]["bag_of_words"] = bag_of_words_accuracy(train.store, store)
     return results
+
+
+def _bounds(rows: Rows, intervals: dict[str, Bounds]) -> dict[str, float]:
+    """The accuracy's interval as `low` and `high`, another figure's as `NAME_low` and `NAME_high`."""
+    low, high = intervals.get("accuracy", (math.nan, math.nan))
+    others = {name: bounds for name, bounds in intervals.items() if name != "accuracy"}
+    return {
+        "low": low,
+        "high": high,
+        **{f"{name}_{side}": value for name, each in others.items() for side, value in each._asdict().items()},
+        "prompts": len({row.prompt for row in rows.rows}),
+    }
+
+
+def without_nan(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Results as JSON takes them: what is not defined is null."""
+    return {
+        name: {key: None if math.isnan(value) else value for key, value in figures.items()}
+        for name, figures in results.items()
+    }
 
 
 def describe_report(name: str, report: dict[str, Any]) -> str:
@@ -200,7 +213,7 @@ def describe_results(results: dict[str, dict[str, float]]) -> str:
     width = max(len(name) for name in results)
     return "\n".join(
         f"{name:{width}}  accuracy {r['accuracy']:.3f}  95% interval [{r['low']:.3f}, {r['high']:.3f}]"
-        f"  longer wins {r['longer_wins']:.3f}"
+        f"  longer wins (tokens) {r['longer_wins']:.3f}"
         + (f"  bag of words {r['bag_of_words']:.3f}" if "bag_of_words" in r else "")
         + (f"  router error {r['router_error']:.3f}" if "router_error" in r else "")
         + (f"  unseen categories {r['unseen_categories']:.0f}" if r.get("unseen_categories") else "")

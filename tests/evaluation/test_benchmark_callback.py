@@ -77,8 +77,8 @@ def test_two_processes_find_what_one_finds(strategy, material, alone, tmp_path):
         for name, value in wanted.items():
             exact = isinstance(value, str | int) or name in ("accuracy", "low", "high") or name.startswith("ruler")
             assert row[name] == (value if exact else pytest.approx(value, abs=1e-3)), name
-    (kept,) = tmp_path.rglob("rows-held_out.json")
-    (wanted,) = alone.rglob("rows-held_out.json")
+    (kept,) = tmp_path.rglob("evaluation-rows-held_out.json")
+    (wanted,) = alone.rglob("evaluation-rows-held_out.json")
     assert kept.read_bytes() == wanted.read_bytes()
 
 

@@ -12,7 +12,8 @@ import yaml
 
 from grmlight import cli
 from grmlight.evaluation.matrix import BLOCKS, METHODS, launch_lines
-from grmlight.evaluation.published import setting_of
+from grmlight.evaluation.published import COLUMNS, setting_of
+from grmlight.evaluation.published_recipe import differences
 
 REPOSITORY = Path(__file__).parents[2]
 LINES = [line for line in launch_lines().splitlines() if line and not line.startswith("#")]
@@ -72,10 +73,12 @@ def test_every_fit_is_parsed_and_is_the_method_that_it_says(line, parser, monkey
     assert setting.head == ("linear" if method in linear else "mlp")
     assert setting.flip == 0
     if block in PAPERS:
+        assert differences("Table 1", config) == []
         assert (setting.base, setting.data) == (PAPERS[block], *size)
         check_lora_recipe(config, method)
     if block == "llama3-8b-full":
         assert (setting.base, setting.data) == ("Meta-Llama-3-8B-Instruct", "preference_700K")
+        assert differences("Table 5", config) == []
         check_full_recipe(config)
 
 
@@ -88,7 +91,7 @@ def check_lora_recipe(config, method):
     assert (model["schedule"], model["warmup_ratio"]) == ("cosine", 0.03)
     assert (trainer["gradient_clip_val"], trainer["max_epochs"]) == (5.0, 2)
     assert (data["prepare"]["max_length"], data["pairs_per_step"]) == (1024, 24)
-    assert data["val"] == {"unified_feedback": "llm-blender/Unified-Feedback@all:val"}
+    assert data["val"] == "llm-blender/Unified-Feedback@all:val"
     assert model["label_smoothing"] == (0.1 if method == "label_smoothing" else 0.0)
     for callback in trainer["callbacks"] or []:
         assert (callback["init_args"]["weight"], callback["init_args"]["beta"]) == (0.01, 0.1)
@@ -109,6 +112,15 @@ def test_every_method_and_block_has_its_lines_once():
     assert {each.rpartition("/")[2] for each in places} == METHODS.keys()
 
 
+def test_every_block_is_evaluated_on_the_columns_of_its_tables():
+    tables = {"gemma-2b-it": {*COLUMNS["preference"], "rewardbench"}, "llama3-8b-full": {"rewardbench"}}
+    tables["mistral-7b-instruct"] = tables["gemma-2b-it"]
+    for block in BLOCKS:
+        benchmarks = [line.partition("--benchmarks ")[2].removesuffix("; done") for line in block.lines()]
+        asked = {name for each in benchmarks for name in each.split(",") if name}
+        assert asked == tables.get(block.name.partition("/")[0], set()), block.name
+
+
 @pytest.mark.parametrize("line", [line for line in LINES if " fit " not in line])
 def test_the_other_lines_are_parsed_too(line, tmp_path, monkeypatch):
     """Up to the run that is not there: its folder is what the message names."""
@@ -117,8 +129,6 @@ def test_the_other_lines_are_parsed_too(line, tmp_path, monkeypatch):
     command = line.partition("; do ")[2].removesuffix("; done").replace('"$run"', runs) if loop else line
     program, name, *arguments = shlex.split(command)
     assert program == "grmlight"
-    if name == "evaluate" and name not in cli.FUNCTIONS:
-        pytest.skip("`grmlight evaluate` is not in this tree yet")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         cli.main([name, *arguments])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grmlight.evaluation import LongerWins, PairFigures, pair_metrics, wilson_interval
+from grmlight.evaluation import LongerWins, PairFigures, pair_metrics
 from grmlight.models.outputs import Outputs
 from tests.batches import pair_batch
 from tests.reference.packing import pack_groups
@@ -66,9 +66,3 @@ def test_comparisons_of_a_group_are_counted_and_so_are_the_groups_they_come_from
     assert (float(found["pairs"]), float(found["groups"])) == (3.0, 1.0)
     assert float(found["accuracy"]) == pytest.approx(2 / 3)
     assert float(found["longer_wins"]) == pytest.approx(1 / 3)
-
-
-def test_wilson_interval_is_the_published_one():
-    low, high = wilson_interval(0.9, 10)
-    assert (low, high) == (pytest.approx(0.5958, abs=1e-4), pytest.approx(0.9821, abs=1e-4))
-    assert all(map(math.isnan, wilson_interval(0.5, 0)))

@@ -3,6 +3,7 @@
 import pytest
 
 from grmlight.evaluation.published import COLUMNS, Setting, published_rows, row_beside, setting_of
+from grmlight.evaluation.published_recipe import differences
 
 ROWS = published_rows()
 WHOLE = [row for row in ROWS if row.table == "rewardbench" and None not in row.values.values()]
@@ -102,3 +103,63 @@ def test_other_data_has_its_own_name():
     assert setting_of(config).data == "Unified-Feedback, stride 3"
     assert setting_of({"model": {"init_args": {"backbone": "x"}}, "data": {"init_args": {"world": 0}}}) is None
     assert setting_of({}) is None
+
+
+def recipe(lora=True):
+    """What `config.yaml` has of the authors' recipes."""
+    adapters = {"r": 32, "alpha": 64, "dropout": 0.05} if lora else None
+    prepare = {"max_length": 1024 if lora else 3000}
+    optimizer = {"init_args": {"lr": 1e-5 if lora else 5e-6}}
+    sft = {"class_path": "grmlight.regularizers.TextGeneration", "init_args": {"weight": 0.01, "beta": 0.1}}
+    benchmarks = {"class_path": "grmlight.evaluation.Benchmarks", "init_args": {"weight": 3}}
+    trainer = {"max_epochs": 2 if lora else 1, "max_steps": -1, "limit_train_batches": None}
+    return {
+        "trainer": trainer | {"callbacks": [sft, benchmarks]},
+        "model": {"init_args": {"backbone": {"frozen": False, "lora": adapters}, "optimizer": optimizer}},
+        "data": {"init_args": {"pairs_per_step": 24 if lora else 256, "prepare": prepare}},
+    }
+
+
+def test_a_run_of_the_recipe_differs_in_nothing():
+    assert differences("Table 2", recipe()) == []
+    assert differences("Table 5", recipe(lora=False)) == []
+    assert differences("released", recipe()) is None
+    assert differences("Table 1", {}) == []
+    frozen = recipe()
+    frozen["model"]["init_args"]["backbone"] = {"frozen": True, "lora": None}
+    assert differences("Table 2", frozen) == []
+    whole = recipe()
+    whole["trainer"]["limit_train_batches"] = 1.0
+    assert differences("Table 2", whole) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("trainer.max_steps", 5, "max_steps -1, here 5"),
+        ("trainer.max_epochs", 1, "epochs 2, here 1"),
+        ("trainer.limit_train_batches", 1, "limit_train_batches none, here 1"),
+        ("trainer.limit_train_batches", 0.5, "limit_train_batches none, here 0.5"),
+        ("model.init_args.optimizer.init_args.lr", 1e-3, "learning rate 1e-05, here 0.001"),
+        ("model.init_args.backbone.lora", None, "LoRA some, here none"),
+        ("model.init_args.backbone.lora.r", 8, "LoRA rank 32, here 8"),
+        ("model.init_args.backbone", "google/gemma-2b-it", "LoRA some, here none"),
+        ("model.init_args.ensemble", {"members": "heads"}, "members of the ensemble models, here heads"),
+        ("data.init_args.pairs_per_step", 8, "pairs a step 24, here 8"),
+        ("data.init_args.prepare.max_length", 512, "longest pair 1024, here 512"),
+    ],
+)
+def test_what_differs_from_the_recipe_is_said(place, value, said):
+    config = recipe()
+    *path, last = place.split(".")
+    inner = config
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    assert differences("Table 2", config) == [said]
+
+
+def test_the_weight_of_the_regularizer_is_compared():
+    config = recipe()
+    config["trainer"]["callbacks"][0]["init_args"]["weight"] = 0.5
+    assert differences("Table 1", config) == ["weight 0.01, here 0.5"]

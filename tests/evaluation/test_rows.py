@@ -12,7 +12,8 @@ import torch
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
 from grmlight.evaluation.metrics import PairFigures
-from grmlight.evaluation.rows import Row, Rows, prompt_keys, read_rows, row_counts, rows_of, write_rows
+from grmlight.evaluation.row_sums import counts_of, row_sums
+from grmlight.evaluation.rows import Row, Rows, prompt_keys, read_rows, rows_of, write_rows
 from tests.batches import outputs_of, pair_batch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def test_counts_are_those_of_the_accuracy():
     rewards = [1.0, 0.5, 0.1, 0.2, 0.3, 0.3, 2.0, 1.0, 5.0, 1.0, 9.0, 1.0]
     labels, counts = [1.0, 0.9, 0.8, 0.2, 0.5, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     batch, outputs = pair_batch(6, labels=labels, counts=counts), outputs_of(rewards)
-    found = row_counts(outputs.rewards_N, batch)
+    found = counts_of(row_sums(outputs.rewards_N, batch))
     # Right, wrong, equal, the labeled side is the other; a tie and a filler do not count.
     assert found.tolist() == [[1, 1, 1], [2, 0, 1], [3, 0.5, 1], [4, 0, 1], [5, 0, 0], [6, 0, 0]]
     metric = PairFigures()
@@ -65,7 +66,7 @@ def test_whole_texts_without_a_shared_beginning_are_prompts_of_their_own(byte_to
 
 def test_rows_add_up_their_comparisons_and_leave_ties_out(store):
     counts = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 0.5, 1.0], [1.0, 0.0, 1.0]])
-    first, second = rows_of(counts, store)
+    first, second = rows_of(counts, store, prompt_keys(store))
     assert (first.row, first.id, first.right, first.pairs, first.category) == ("1", "a", 1.0, 2.0, "x")
     assert (second.row, second.id, second.right, second.pairs, second.category) == ("2", "b", 0.5, 1.0, "")
     assert first.prompt == second.prompt
@@ -78,6 +79,11 @@ def test_a_file_of_rows_is_read_as_it_was_written(tmp_path):
     assert (again.source, again.fingerprint) == (rows.source, rows.fingerprint)
     assert again.rows == rows.rows
     assert len((tmp_path / "rows-a.json").read_text().splitlines()) == 4
+    for right, pairs in ((1.0, 0.0), ("1", 1.0), (float("nan"), 1.0)):
+        found = {"row": "7", "prompt": "p", "right": right, "pairs": pairs}
+        (tmp_path / "rows-c.json").write_text(json.dumps({"source": "x", "fingerprint": "f", "rows": [found]}))
+        with pytest.raises(ValueError, match=r"rows-c\.json: is no file of rows .row 7: "):
+            read_rows(tmp_path / "rows-c.json")
     (tmp_path / "rows-b.json").write_text('{"source": "x"}')
     with pytest.raises(ValueError, match=r"rows-b\.json: is no file of rows .*evaluate the run again"):
         read_rows(tmp_path / "rows-b.json")
@@ -102,6 +108,10 @@ def test_two_processes_find_the_rows_of_one(tmp_path):
         rows = read_rows(together / f"rows-{name}.json").rows
         assert rows == read_rows(alone / f"rows-{name}.json").rows
         assert [row.row for row in rows] == list(map(str, range(1, 501)))
+        assert results[name]["prompts"] == len({row.prompt for row in rows})
+        assert results[name]["low"] < results[name]["accuracy"] < results[name]["high"]
+        alike = json.loads((alone / "results.json").read_text())[name]
+        assert results[name] == pytest.approx(alike, rel=1e-4, abs=1e-4)
         assert sum(row.right for row in rows) / sum(row.pairs for row in rows) == pytest.approx(
             results[name]["accuracy"]
         )

@@ -89,6 +89,7 @@ class RewardBench(Benchmark):
                 right=weights[row.category] * row.right,
                 pairs=weights[row.category],
                 category=sections[row.category],
+                stratum=row.category,
             )
             for row in rows
         ]

@@ -87,7 +87,7 @@ def test_a_quantile_finds_its_token():
     weights = torch.rand(200, 9, generator=generator) * (torch.rand(200, 9, generator=generator) < 0.5)
     weights[:, 4] += 0.01
     quantiles = torch.rand(200, generator=generator, dtype=torch.float64)
-    quantiles[:3] = torch.tensor([0.0, 1 - 2**-48, 0.5])
+    quantiles[:3] = torch.tensor([0.0, 1 - 2**-48, 0.5], dtype=torch.float64)
     for found, row, quantile in zip(at_quantile(weights, quantiles).tolist(), weights, quantiles.tolist(), strict=True):
         wanted, total = quantile * row.double().sum().item(), 0.0
         passed = []

@@ -1,0 +1,1 @@
+"""Policies: sampling, optimization against rewards, and what keeps it honest."""

@@ -1,6 +1,7 @@
 """Pure loss functions: tensors in, one value for each comparison or response out, nothing reduced.
 
-Shape suffixes: C comparisons, N responses, L response tokens. `logps` of responses are sums over the scored tokens of a response, in nats.
+Shape suffixes: C comparisons, N responses, L response tokens. `logps` of responses are sums over their
+scored tokens, in nats.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-
 
 IpoScale = Literal["paper", "daa"]
 

@@ -5,18 +5,25 @@ Notable decisions:
 - Its reward is the implicit one of direct alignment, log pi(response) - log reference(response) in nats, so that what
   measures reward models measures policies too.
 - Log-probs are those of the response's scored tokens, summed, and token by token.
-- Its critic, if it has one, reads the policy's own hidden states; or those of adapters or layers of its own, which begin
-  as the policy's. It is no part of a saved policy.
+- Its critic, if it has one, reads the policy's own hidden states; or those of adapters or layers of its own. It is no
+  part of a saved policy.
 - Saved policies are plain Hugging Face folders with their tokenizer; a merged copy where there are adapters.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import os
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.batch import GroupBatch
@@ -113,7 +120,9 @@ class PolicyModel(CausalModel):
     def _critic_states(self, batch: GroupBatch, states: HiddenStates) -> HiddenStates:
         """What the critic reads of a batch."""
         if self.critic is not None:
-            return packed_states(self.critic, batch) if self.packed else padded_states(self.critic, batch, self.bucketed)
+            return (
+                packed_states(self.critic, batch) if self.packed else padded_states(self.critic, batch, self.bucketed)
+            )
         if len(self._adapters) < 2:
             return states
         with adapter_on(self._tuned, self._adapters[1]):

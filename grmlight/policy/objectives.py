@@ -97,7 +97,9 @@ class AlignmentObjective:
         if self.form not in ("nll", "token_mean"):
             raise ValueError(f"objective: form must be 'nll' or 'token_mean', got {self.form!r}")
         if isinstance(self.anchor, str) and self.anchor not in ANCHORS:
-            raise ValueError(f"objective: anchor must be one of {', '.join(ANCHORS)} or its settings, got {self.anchor!r}")
+            raise ValueError(
+                f"objective: anchor must be one of {', '.join(ANCHORS)} or its settings, got {self.anchor!r}"
+            )
         self._check_used()
 
     def _check_used(self) -> None:

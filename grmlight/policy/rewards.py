@@ -124,7 +124,7 @@ def _named(source: Any) -> tuple[str, GroupScorer]:
     if hasattr(source, "score"):
         return source.name, source
     if not callable(source):
-        raise ValueError(f"reward {source!r}: is neither a spec, nor scores groups, nor is a function")
+        raise ValueError(f"reward {source!r}: is neither a spec, nor scores groups, nor is a function")  # noqa: TRY004
     name = getattr(source, "__name__", type(source).__name__)
     return name, FunctionReward(source, name)
 

@@ -45,9 +45,7 @@ def objective_of(name, **options):
 def test_each_objective_is_its_formula(name, penalty):
     found = comparison_loss(objective_of(name, beta=0.3, length_penalty=penalty), *given())
     lengths = [1, -5, 1]
-    expected = [
-        EXPECTED[name](h + penalty / 0.3 * tokens, 0.3) for h, tokens in zip(MARGINS, lengths, strict=True)
-    ]
+    expected = [EXPECTED[name](h + penalty / 0.3 * tokens, 0.3) for h, tokens in zip(MARGINS, lengths, strict=True)]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 

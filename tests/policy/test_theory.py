@@ -53,7 +53,9 @@ def reformulated_policy(beta, eta, base):
     logits = torch.log(torch.tensor(REFERENCE)).requires_grad_()
     flat = [response for pair in PAIRS for response in pair]
     reference = np.log(REFERENCE)[flat].tolist()
-    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def loss():
         optimizer.zero_grad()

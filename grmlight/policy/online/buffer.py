@@ -121,9 +121,7 @@ def _decode(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Kept:
     ends = np.cumsum(arrays["answers"]).tolist()
     rollouts = tuple(
         Rollout(prompt if isinstance(prompt, str) else tuple(prompt), ids, tuple(answers[end - count : end]))
-        for prompt, ids, count, end in zip(
-            described["prompts"], prompts, arrays["answers"].tolist(), ends, strict=True
-        )
+        for prompt, ids, count, end in zip(described["prompts"], prompts, arrays["answers"].tolist(), ends, strict=True)
     )
     rewards = {name: torch.from_numpy(arrays[f"reward.{name}"]) for name in described["rewards"]}
     return Kept(rollouts, rewards, described["seconds"])

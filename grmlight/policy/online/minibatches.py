@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from grmlight._data_rs import deal_step
 from grmlight.data.batch import GroupBatch
 from grmlight.data.encode import TokenGroup, cost, pack
+from grmlight.policy.online.experience import Experience
 from grmlight.policy.rollouts import Rollout
 
 Average = Literal["tokens", "answers"]
@@ -59,6 +60,36 @@ class Pack:
     batch: GroupBatch
     places_L: Int[Tensor, " L"]
     count_L: Float[Tensor, " L"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The answers of one optimizer step, in their order in the iteration.
+
+    Attributes:
+        answers_N: their places among those of the iteration.
+        places_L: the places of their tokens.
+        tokens_N: tokens of each.
+        known_N: which of them have a score.
+    """
+
+    answers_N: Int[Tensor, " N"]
+    places_L: Int[Tensor, " L"]
+    tokens_N: Int[Tensor, " N"]
+    known_N: Bool[Tensor, " N"]
+
+    @classmethod
+    def of(cls, experience: Experience, prompts: Sequence[int]) -> Self:
+        """The answers to some of the iteration's prompts."""
+        chosen_N = torch.isin(experience.group_N, torch.tensor(prompts, dtype=torch.int64))
+        tokens_N = experience.tokens_N
+        places_L = torch.repeat_interleave(chosen_N, tokens_N).nonzero()[:, 0]
+        return cls(chosen_N.nonzero()[:, 0], places_L, tokens_N[chosen_N], experience.known_N[chosen_N])
+
+    @property
+    def response_L(self) -> Int[Tensor, " L"]:
+        """The answer of each token, counted among those of the step."""
+        return torch.repeat_interleave(torch.arange(len(self.tokens_N)), self.tokens_N)
 
 
 class Packer:
@@ -111,9 +142,7 @@ def minibatches(prompts: int, count: int, seed: int) -> list[np.ndarray]:
     return np.array_split(order, count)
 
 
-def token_weights(
-    tokens_N: Int[Tensor, " N"], known_N: Bool[Tensor, " N"], average: Average
-) -> Float[Tensor, " L"]:
+def token_weights(tokens_N: Int[Tensor, " N"], known_N: Bool[Tensor, " N"], average: Average) -> Float[Tensor, " L"]:
     """The weight of each token in a step's loss; they sum to 1, and those of answers without a score are 0.
 
     Args:

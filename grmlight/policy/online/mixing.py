@@ -45,6 +45,7 @@ class Mixer(ABC):
 
         Errors: ValueError for a name that the mixer needs or knows and that is not there.
         """
+        return
 
     def update(self, reward_to_go: Mapping[str, float]) -> dict[str, float]:
         """Before `mix`, once an optimizer step; returns figures to log, by name.
@@ -65,6 +66,7 @@ class Mixer(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
+        return
 
 
 class WeightedSum(Mixer):

@@ -16,14 +16,16 @@ import contextlib
 import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.batch import GroupBatch
@@ -39,6 +41,7 @@ from grmlight.models.backbone import (
     tuner_layers,
 )
 from grmlight.models.causal_model import CausalModel, Packing
+from grmlight.models.decoding import Decoded, Pick, decode
 from grmlight.models.heads import HeadConfig, InFloat32, RewardHead
 from grmlight.models.hidden import HiddenStates, packed_states
 from grmlight.models.outputs import Outputs, Signal
@@ -102,7 +105,8 @@ class PolicyModel(CausalModel):
         super().__init__(backbone, seed, reference, packing)
         if critic not in ("shared", "apart"):
             raise ValueError(f"critic must be 'shared' or 'apart', got {critic!r}")
-        self.values = ValueHeads(hidden_size(self.lm), values, value_head or _LINEAR, seed) if values else None
+        self._heads, self._reads, self._head = values, critic, value_head or _LINEAR
+        self.values = ValueHeads(hidden_size(self.lm), values, self._head, seed) if values else None
         self.critic: nn.Module | None = None
         self._adapters: list[str] = []
         if values and critic == "apart":
@@ -162,7 +166,18 @@ class PolicyModel(CausalModel):
     def blank(self) -> Self:
         """A model of the same shape with random weights, whole and on the CPU, without a reference."""
         backbone = dataclasses.replace(self.backbone_config, pretrained=False, gradient_checkpointing=False)
-        return type(self)(backbone, packing="auto" if self.packed else "never")
+        packing: Packing = "auto" if self.packed else "never"
+        return type(self)(backbone, packing=packing, values=self._heads, critic=self._reads, value_head=self._head)
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], owners: Sequence[int], pick: Pick, ends: Collection[int], limit: int
+    ) -> list[Decoded]:
+        """Continue prompts as `grmlight.models.decoding.decode` does. A sharded model's ranks all call, equally often.
+
+        Sharding makes this a forward of the whole model (`grmlight.models.parallel.shard`): what lies outside the
+        layers is gathered once for all tokens.
+        """
+        return decode(self.lm, prompts, owners, pick, ends, limit, together=isinstance(self, FSDPModule))
 
     def folder_entries(self) -> dict[str, Any]:
         """What `grmlight.json` says of this model beside its preparation options."""

@@ -73,7 +73,7 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int
     ) -> None:
         """Save where it is time and a step is complete."""
-        self._within_step = batch.micro_batch + 1 < batch.packs
+        self._within_step = pl_module.automatic_optimization and batch.micro_batch + 1 < batch.packs
         if pl_module.automatic_optimization:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         else:

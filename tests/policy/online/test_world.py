@@ -49,7 +49,7 @@ def run(folder, tokenizer, prompts=24, lora=None, **trainer):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`", "ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`", "ignore:The dirpath has changed")
 @pytest.mark.parametrize("lora", [None, LoraOptions(r=4, dropout=0.0)], ids=["full", "lora"])
 def test_a_run_on_the_world(lora, tmp_path, byte_tokenizer):
     whole = run(tmp_path / "whole", byte_tokenizer, lora=lora)

@@ -1,1 +1,1 @@
-"""Policies: optimized against a reward."""
+"""Policies: sampling, optimization against rewards, and what keeps it honest."""

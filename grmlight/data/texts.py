@@ -18,11 +18,13 @@ class TextGroup:
         prompt: plain text (a single user's turn), or messages with `role` and `content` that end with a user's.
         responses: one or more answers.
         source: the data set it comes from, if `paper_text` shall look at it: it instructs summarization prompts.
+        ended: for each response whether it ended by itself, rather than being cut off; empty if all did.
     """
 
     prompt: str | tuple[Message, ...]
     responses: tuple[Response, ...]
     source: str = ""
+    ended: tuple[bool, ...] = ()
 
 
 def final_answer(response: Response) -> str:

@@ -7,6 +7,8 @@ from grmlight.models.backbone import LoraOptions as LoraOptions
 from grmlight.models.backbone import adapters_off as adapters_off
 from grmlight.models.backbone import load_backbone as load_backbone
 from grmlight.models.backbone import read_config as read_config
+from grmlight.models.causal_model import CausalModel as CausalModel
+from grmlight.models.causal_model import Packing as Packing
 from grmlight.models.ensemble import AnyRewardModel as AnyRewardModel
 from grmlight.models.ensemble import EnsembleModel as EnsembleModel
 from grmlight.models.ensemble_config import EnsembleConfig as EnsembleConfig
@@ -26,6 +28,6 @@ from grmlight.models.outputs import Outputs as Outputs
 from grmlight.models.outputs import Signal as Signal
 from grmlight.models.parallel import gather as gather
 from grmlight.models.parallel import shard as shard
-from grmlight.models.reward_model import Packing as Packing
+from grmlight.models.policy_model import PolicyModel as PolicyModel
 from grmlight.models.reward_model import RewardModel as RewardModel
 from grmlight.models.scorer import Scorer as Scorer

@@ -29,6 +29,7 @@ from grmlight.models.heads import HeadConfig
 from grmlight.models.weights import MODEL_FILES, read_tensors
 
 if TYPE_CHECKING:
+    from grmlight.models.causal_model import CausalModel
     from grmlight.models.ensemble import AnyRewardModel
     from grmlight.models.reward_model import RewardModel
 
@@ -147,7 +148,7 @@ def _sum_of_bits(parameter: Tensor) -> Tensor:
     return local.contiguous().view(integers).sum(dtype=torch.int64)
 
 
-def merged(model: RewardModel) -> PreTrainedModel:
+def merged(model: CausalModel) -> PreTrainedModel:
     """The causal LM without adapters of its own; where there are any, a float32 copy: bf16 would round them away."""
     if not isinstance(model.backbone, PeftModel):
         return model.backbone

@@ -36,11 +36,12 @@ from grmlight.models.backbone import (
     same_adapter,
     tuner_layers,
 )
+from grmlight.models.causal_model import Packing
 from grmlight.models.ensemble_config import EnsembleConfig, check_backbone
 from grmlight.models.heads import HeadConfig, RewardHead
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
-from grmlight.models.reward_model import Packing, RewardModel
+from grmlight.models.reward_model import RewardModel
 
 
 class MemberHeads(nn.Module):

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from grmlight.data.batch import GroupBatch, send
 from grmlight.models import expert_files
 from grmlight.models.backbone import BackboneConfig, decoder, enable_checkpointing, language_head
+from grmlight.models.causal_model import Packing
 from grmlight.models.expert_adapters import Active, Kind, attach
 from grmlight.models.expert_config import ExpertsConfig, PhaseName
 from grmlight.models.expert_heads import ExpertHeads, Router
@@ -34,7 +35,7 @@ from grmlight.models.hidden import HiddenStates, packed_states
 from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.models.padded import padded_states
-from grmlight.models.reward_model import Packing, RewardModel
+from grmlight.models.reward_model import RewardModel
 
 
 @dataclasses.dataclass(frozen=True)

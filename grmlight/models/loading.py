@@ -22,11 +22,16 @@ def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
     raise ValueError(f"{folder}: is a judge, which reads texts and not tokens; `grmlight evaluate` takes it")
 
 
+def _refuse_policy(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
+    raise ValueError(f"{folder}: is a policy, which has no reward; give a reward model")
+
+
 _KINDS: dict[str, Callable[..., nn.Module]] = {
     "reward": foreign.read,
     "ensemble": EnsembleModel.from_pretrained,
     "experts": ExpertsModel.from_pretrained,
     "judge": _refuse_judge,
+    "policy": _refuse_policy,
 }
 
 

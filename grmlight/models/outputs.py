@@ -24,12 +24,14 @@ class Signal(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The result of one forward over a GroupBatch (shape suffixes: K members, N responses, H hidden size).
+    """The result of one forward over a GroupBatch (legend: K members, N responses, L scored tokens, H hidden).
 
     Attributes:
         rewards_N: one reward a response, float32.
         logps_N: sum of the log-probs of each response's scored tokens, float32, in nats.
         reference_logps_N: the same under the reference.
+        logps_L: of a policy: the log-prob of each scored token.
+        reference_logps_L: the same under the reference, where the batch does not bring the responses' sums.
         hidden_NH: last hidden state of each response, in the backbone's dtype.
         rewards_KN: of an ensemble: each member's rewards, recentered.
         members: of an ensemble: each member's own outputs, as the member alone would give them. Losses read these.
@@ -39,5 +41,7 @@ class Outputs:
     logps_N: Float[Tensor, " N"] | None = None
     reference_logps_N: Float[Tensor, " N"] | None = None
     hidden_NH: Float[Tensor, "N H"] | None = None
+    logps_L: Float[Tensor, " L"] | None = None
+    reference_logps_L: Float[Tensor, " L"] | None = None
     rewards_KN: Float[Tensor, "K N"] | None = None
     members: tuple[Outputs, ...] = ()

@@ -1,4 +1,4 @@
-"""Sharding a reward model over ranks (FSDP2), and gathering it again. Parallelism stays outside the model."""
+"""Sharding a model over ranks (FSDP2), and gathering it again. Parallelism stays outside the model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
+from grmlight.models.causal_model import CausalModel
 from grmlight.models.ensemble import AnyRewardModel
-from grmlight.models.reward_model import RewardModel
+from grmlight.models.policy_model import PolicyModel
 
-Model = TypeVar("Model", bound=AnyRewardModel)
+Model = TypeVar("Model", bound=AnyRewardModel | PolicyModel)
 
 
-def shard(model: AnyRewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+def shard(model: AnyRewardModel | PolicyModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
     """Shard each decoder layer, the parts in float32, and the rest, in place.
 
     Args:
@@ -28,7 +29,7 @@ def shard(model: AnyRewardModel, mesh: DeviceMesh, dtype: torch.dtype = torch.fl
     """
     # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for part in [part for part in model.modules() if isinstance(part, RewardModel)]:
+    for part in [part for part in model.modules() if isinstance(part, CausalModel)]:
         for lm in (part.lm, part.reference):
             for layer in [] if lm is None else decoder_layers(lm):
                 fully_shard(layer, mesh=mesh, mp_policy=policy)

@@ -1,1 +1,1 @@
-"""Policies: sampling, optimization against rewards, and what keeps it honest."""
+"""Policies: optimized against a reward, and kept from over-optimizing it."""

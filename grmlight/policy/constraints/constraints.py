@@ -35,11 +35,14 @@ _BOUNDS: dict[str, Bound] = {"mu": "at_least", "xi": "equal", "all": "at_most"}
 class Constraints(Mixer):
     """Keeps every reward at its threshold by a multiplier of its own.
 
-    The advantage is `(N - sum of s_i) A_0 + sum of s_i A_i` over N constraints, s_i the squashed multiplier; with `all`
-    the constraints are upper bounds, so their A_i enter with a minus. The task's A_0 is the KL reward's in `mu` and
-    `xi`, where the KL coefficient does not enter, and the weighted sum of all rewards with the KL at its coefficient in
-    `all`. In `xi`, s_i lies in -1 to 1, so the task's weight in 0 to 2 N. No reward is standardized: thresholds and
-    violations are in its own units.
+    The advantage is `(N - sum of |s_i|) A_0 + sum of s_i A_i` over N constraints, s_i the squashed multiplier; with
+    `all` the constraints are upper bounds, so their A_i enter with a minus. The task's A_0 is the KL reward's in `mu`
+    and `xi`, where the KL coefficient does not enter, and the weighted sum of all rewards with the KL at its coefficient
+    in `all`. No reward is standardized: thresholds and violations are in its own units.
+
+    The paper writes s_i for |s_i|. Both are the same but where an equality holds a reward down (s_i < 0): there its
+    task would weigh up to 2 N against a pull of at most 1, and a threshold a little below the reference's reward would
+    be out of reach.
 
     Args:
         thresholds: a number for each reward's name, or the YAML file of `grmlight proxy-points`. Every reward has one.
@@ -100,7 +103,9 @@ class Constraints(Mixer):
                 continue
             value = reward_to_go[name]
             if not math.isfinite(value):
-                raise ValueError(f"constraints: reward {name!r} is {value} on the mean of a batch; its multiplier would be lost")
+                raise ValueError(
+                    f"constraints: reward {name!r} is {value} on the mean of a batch; its multiplier would be lost"
+                )
             multiplier.update(value, threshold)
             figures |= {f"{name}_multiplier": multiplier.value, f"{name}_squashed": multiplier.squashed}
             self._watch(name, value)
@@ -115,7 +120,7 @@ class Constraints(Mixer):
         task_L, sign = (penalized_L, -1) if self.variant == "all" else (advantages[KL], 1)
         squashed = {name: each.squashed for name, each in self.multipliers.items()}
         constrained_L = sum(s * advantages[name] for name, s in squashed.items())
-        return (len(squashed) - math.fsum(squashed.values())) * task_L + sign * constrained_L
+        return math.fsum(1 - abs(s) for s in squashed.values()) * task_L + sign * constrained_L
 
     def move(self, thresholds: Mapping[str, float]) -> None:
         """Aim at other thresholds from now on; multipliers go on from where they are."""

@@ -103,7 +103,9 @@ def joint_point(runs: Sequence[Trajectory], names: Sequence[str], options: FitOp
     folds_P = np.concatenate([_stretches(len(run.step_P)) + STRETCHES * place for place, run in enumerate(runs)])
     for name, column in zip(names, points_PR.T, strict=True):
         if column.min() == column.max():
-            raise ValueError(f"reward {name!r} is {column[0]:g} at every step of every run; leave it out, or train longer")
+            raise ValueError(
+                f"reward {name!r} is {column[0]:g} at every step of every run; leave it out, or train longer"
+            )
     surface = fit_surface(points_PR, values_P, folds_P, options.highest_degree)
     grid_QR = grid(surface, max(2, int(PLACES ** (1 / len(names)))))
     expected_Q = np.where(supported(points_PR, grid_QR, options.thin), surface(grid_QR), -np.inf)

@@ -35,9 +35,10 @@ class Saturation:
         self.name = name
         self.patience = patience
         self._violations: list[float] = []
+        self._told: list[str] = []
 
     def watch(self, squashed: float, violation: float, threshold: float, value: float) -> str | None:
-        """What to warn of, if anything; once for each time that the multiplier gets there.
+        """What to warn of, if anything; each thing once for each time that the multiplier gets there.
 
         Args:
             squashed: s.
@@ -46,26 +47,36 @@ class Saturation:
             value: what the batch had.
         """
         if abs(squashed) < self.patience.bound:
-            self._violations = []
+            self._violations, self._told = [], []
             return None
         self._violations.append(violation)
-        if len(self._violations) != self.patience.updates:
+        if len(self._violations) < self.patience.updates:
             return None
+        finding = "out of reach" if self._stuck() else "saturated"
+        self._violations = []
+        if finding in self._told or self._told == ["out of reach"]:
+            return None
+        self._told.append(finding)
+        seen = f"the multiplier of reward {self.name!r} is saturated (s = {squashed:.3f}) for {self.patience.updates} updates"
+        where = f"the reward is {value:.4g}, its threshold {threshold:g}"
+        if finding == "saturated":
+            return f"{seen}; {where}"
+        return (
+            f"{seen}, and its threshold seems out of reach: {where}; choose one that runs have met (grmlight "
+            "proxy-points), give the reward larger units so that it pulls harder, or see whether constraints conflict"
+        )
+
+    def _stuck(self) -> bool:
+        """Whether the violation stays what it is; a tenth less in half of the time is on its way to the threshold."""
         half = self.patience.updates // 2
-        first, last = sum(self._violations[:half]) / half, sum(self._violations[-half:]) / half
-        told = f"the multiplier of reward {self.name!r} has been saturated (s = {squashed:.3f}) for {self.patience.updates} updates"
-        # A tenth less in half of the time is on its way to the threshold.
-        if last > 0 and last >= 0.9 * first:
-            return (
-                f"{told}, and its threshold {threshold:g} seems out of reach: the reward stays at {value:.4g}; "
-                "choose a threshold that runs have met (grmlight proxy-points), or look whether two constraints conflict"
-            )
-        return f"{told}: nothing is left of the task's weight, or it pulls the other way; the reward is {value:.4g}, its threshold {threshold:g}"
+        first, last = sum(self._violations[:half]), sum(self._violations[-half:])
+        return last > 0 and last >= 0.9 * first
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen since it saturated."""
-        return {"violations": list(self._violations)}
+        """What was seen and said since it saturated."""
+        return {"violations": list(self._violations), "told": list(self._told)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._violations = [float(each) for each in state["violations"]]
+        self._told = [str(each) for each in state["told"]]

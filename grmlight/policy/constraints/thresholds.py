@@ -23,7 +23,9 @@ def read_thresholds(given: str | Path | Mapping[str, float]) -> dict[str, float]
     where = "thresholds" if isinstance(given, Mapping) else str(given)
     found = given if isinstance(given, Mapping) else _read(Path(given))
     if not isinstance(found, Mapping) or not found:
-        raise ValueError(f"{where}: there is no `thresholds` of {{reward: number}}; write it with `grmlight proxy-points`")
+        raise ValueError(
+            f"{where}: there is no `thresholds` of {{reward: number}}; write it with `grmlight proxy-points`"
+        )
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{where}: the threshold of reward {name!r} is {value!r}; give a finite number")

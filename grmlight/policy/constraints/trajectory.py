@@ -81,7 +81,9 @@ def _read(source: Path, label: str | None, names: Sequence[str], evaluation: str
 def _rows_of_run(folder: Path, wanted: Sequence[str]) -> list[dict[str, float]]:
     log = folder / "metrics.csv"
     if not log.is_file():
-        raise ValueError(f"{folder}: has no metrics.csv; name a run's folder (runs/NAME/version_K) or a file of JSON lines")
+        raise ValueError(
+            f"{folder}: has no metrics.csv; name a run's folder (runs/NAME/version_K) or a file of JSON lines"
+        )
     rows: dict[int, dict[str, float]] = {}
     for column, series in read_series(log).items():
         name = next((each for each in wanted if column in (each, f"train/reward/{each}", f"val/{each}")), None)

@@ -58,9 +58,7 @@ def leave_one_out(scores_N: Float[Tensor, " N"], group_N: Int[Tensor, " N"]) -> 
     return torch.where(count_N > 1, scores_N - others_N, scores_N * 0)
 
 
-def group_normalized(
-    scores_N: Float[Tensor, " N"], group_N: Int[Tensor, " N"], spread: Spread
-) -> Float[Tensor, " N"]:
+def group_normalized(scores_N: Float[Tensor, " N"], group_N: Int[Tensor, " N"], spread: Spread) -> Float[Tensor, " N"]:
     """Each score minus its group's mean, divided by a standard deviation; NaN scores enter nothing and get NaN.
 
     Args:

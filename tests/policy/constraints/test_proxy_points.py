@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def runs(tmp_path):
 def test_independent_points_are_where_the_evaluation_peaks(runs):
     found = independent_points(read_trajectories(runs, NAMES, "gold"), NAMES)
     for name, [peak] in found.items():
-        rows = [json.loads(line) for line in open(peak.run)]
+        rows = [json.loads(line) for line in Path(peak.run).read_text().splitlines()]
         best = max(rows, key=lambda row: row["gold"])
         assert (peak.step, peak.value, peak.evaluation) == (best["step"], best[name], best["gold"])
         assert peak.at_end == (best is rows[-1])
@@ -100,7 +101,9 @@ def test_thresholds_do_not_depend_on_the_order_of_rewards_and_runs(tmp_path, run
 
 
 def test_several_runs_of_a_reward_are_averaged(tmp_path):
-    runs = [write_run(tmp_path / f"{name}{seed}.jsonl", name, noise=0.03, seed=seed) for name in NAMES for seed in (1, 2, 3)]
+    runs = [
+        write_run(tmp_path / f"{name}{seed}.jsonl", name, noise=0.03, seed=seed) for name in NAMES for seed in (1, 2, 3)
+    ]
     proxy_points(runs, NAMES, "gold", tmp_path / "t.yaml", "independent")
     document = yaml.safe_load((tmp_path / "t.yaml").read_text())
     for name in NAMES:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from grmlight.policy.constraints.multiplier import Bound, Descent, Multiplier
@@ -37,8 +37,8 @@ class Constraints(Mixer):
 
     The advantage is `(N - sum of |s_i|) A_0 + sum of s_i A_i` over N constraints, s_i the squashed multiplier; with
     `all` the constraints are upper bounds, so their A_i enter with a minus. The task's A_0 is the KL reward's in `mu`
-    and `xi`, where the KL coefficient does not enter, and the weighted sum of all rewards with the KL at its coefficient
-    in `all`. No reward is standardized: thresholds and violations are in its own units.
+    and `xi`, where the KL coefficient does not enter; in `all` the weighted sum of all rewards and the KL at its
+    coefficient. No reward is standardized: thresholds and violations are in its own units.
 
     The paper writes s_i for |s_i|. Both are the same but where an equality holds a reward down (s_i < 0): there its
     task would weigh up to 2 N against a pull of at most 1, and a threshold a little below the reference's reward would
@@ -153,5 +153,10 @@ class Constraints(Mixer):
         slack = multiplier.slack(value, threshold)
         violation = abs(slack) if multiplier.bound == "equal" else max(-slack, 0.0)
         warning = self._saturations[name].watch(multiplier.squashed, violation, threshold, value)
-        if warning and rank_zero_only.rank == 0:
-            logger.warning("%s", warning)
+        if warning:
+            _warn(warning)
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    logger.warning("%s", text)

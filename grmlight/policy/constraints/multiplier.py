@@ -61,11 +61,11 @@ class Multiplier:
 
     @property
     def slope(self) -> float:
-        """ds / d multiplier."""
+        """The derivative of s."""
         return 1 - self.squashed**2 if self.bound == "equal" else self.squashed * (1 - self.squashed)
 
     def slack(self, value: float, threshold: float) -> float:
-        """By how much the constraint is met; negative where it is violated. For equalities also where it is overshot."""
+        """By how much the constraint is met; negative where it falls short."""
         return threshold - value if self.bound == "at_most" else value - threshold
 
     def update(self, value: float, threshold: float) -> None:

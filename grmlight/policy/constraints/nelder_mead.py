@@ -69,9 +69,11 @@ class NelderMead:
 
 
 def _search(start: Sequence[Point]) -> _Search:
+    # No comprehension: in one of its own a generator could not ask.
     simplex: list[tuple[float, Point]] = []
     for point in start:
-        simplex.append(((yield point), point))
+        value = yield point
+        simplex.append((value, point))
     while True:
         simplex.sort(key=lambda vertex: vertex[0])
         simplex = yield from _step(simplex)

@@ -14,6 +14,7 @@ from grmlight.policy.constraints.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
 _PLACES = 80
@@ -66,7 +67,7 @@ def _draw_reward(
 
 def _draw_pair(
     panel: Axes, runs: Sequence[Trajectory], names: Sequence[str], pair: tuple[int, int], joint: JointPoint
-) -> object:
+) -> QuadMesh:
     surface, (across, up) = joint.surface, pair
     xs = np.linspace(surface.low[across], surface.high[across], _PLACES)
     ys = np.linspace(surface.low[up], surface.high[up], _PLACES)

@@ -85,7 +85,7 @@ def independent_points(runs: Sequence[Trajectory], names: Sequence[str]) -> dict
     """For each reward the peaks of the runs that optimized it; rewards without one are left out."""
     peaks: dict[str, list[Peak]] = {}
     for run in runs:
-        if run.reward in names:
+        if run.reward is not None and run.reward in names:
             place = int(run.evaluation_P.argmax())
             value, evaluation = float(run.rewards[run.reward][place]), float(run.evaluation_P[place])
             last = place == len(run.step_P) - 1

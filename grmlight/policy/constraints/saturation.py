@@ -57,7 +57,8 @@ class Saturation:
         if finding in self._told or self._told == ["out of reach"]:
             return None
         self._told.append(finding)
-        seen = f"the multiplier of reward {self.name!r} is saturated (s = {squashed:.3f}) for {self.patience.updates} updates"
+        updates = self.patience.updates
+        seen = f"the multiplier of reward {self.name!r} is saturated (s = {squashed:.3f}) for {updates} updates"
         where = f"the reward is {value:.4g}, its threshold {threshold:g}"
         if finding == "saturated":
             return f"{seen}; {where}"

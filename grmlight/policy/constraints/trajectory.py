@@ -41,8 +41,8 @@ def read_trajectories(given: Sequence[str], names: Sequence[str], evaluation: st
     """Read runs.
 
     Args:
-        given: run folders, or files of JSON lines `{"step": 10, REWARD: value, ..., EVALUATION: value}`; each SOURCE, or
-            REWARD=SOURCE to say which reward the run optimized.
+        given: run folders, or files of JSON lines `{"step": 10, REWARD: value, ..., EVALUATION: value}`; each SOURCE,
+            or REWARD=SOURCE to say which reward the run optimized.
         names: the rewards.
         evaluation: the name of the evaluation.
 
@@ -86,10 +86,15 @@ def _rows_of_run(folder: Path, wanted: Sequence[str]) -> list[dict[str, float]]:
         )
     rows: dict[int, dict[str, float]] = {}
     for column, series in read_series(log).items():
-        name = next((each for each in wanted if column in (each, f"train/reward/{each}", f"val/{each}")), None)
+        name = next((each for each in wanted if column in _columns(each)), None)
         for step, value in series if name else ():
             rows.setdefault(step, {"step": step})[str(name)] = value
     return list(rows.values())
+
+
+def _columns(name: str) -> tuple[str, ...]:
+    """How a run logs a reward: under the name itself, as one that it optimized, or as one that it watched."""
+    return name, f"train/reward_{name}", f"train/watch_{name}"
 
 
 def _rows_of_file(path: Path) -> list[dict[str, float]]:

@@ -106,7 +106,7 @@ def test_sat_weighs_its_rewards():
 def test_any_number_of_rewards_in_any_order(names):
     """The official code is hard-wired to two or three named rewards, and takes their thresholds by place.
 
-    Beside N - 1 constraints at rest one pulls at most with its reward / (N - 1) nats, so the rewards are in large units.
+    Beside N - 1 constraints at rest one pulls at most by its reward / (N - 1) nats: so the units are large.
     """
     arms = {name: [8.0 * (place == row) for place in range(6)] for row, name in enumerate("abcde")}
     targets = {name: 8 * 0.05 * (place + 1) for place, name in enumerate("abcde")}

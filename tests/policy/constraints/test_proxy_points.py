@@ -123,7 +123,9 @@ def test_three_rewards_have_a_joint_point_and_a_picture(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "cloud.jsonl"
     rows = rng.uniform(0, 1, (200, 3))
     gold = 1 - ((rows - [0.3, 0.5, 0.7]) ** 2).sum(axis=1)
-    lines = [{"step": k, "a": r[0], "b": r[1], "c": r[2], "gold": g} for k, (r, g) in enumerate(zip(rows, gold))]
+    lines = [
+        {"step": k, "a": r[0], "b": r[1], "c": r[2], "gold": g} for k, (r, g) in enumerate(zip(rows, gold, strict=True))
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     proxy_points([str(path)], ["a", "b", "c"], "gold", tmp_path / "t.yaml")
     assert list(read_thresholds(tmp_path / "t.yaml").values()) == pytest.approx([0.3, 0.5, 0.7], abs=0.05)

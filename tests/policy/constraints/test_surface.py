@@ -16,7 +16,7 @@ def points(count, rewards, seed=0):
 def plain_fit(x, y, degree):
     """Least squares in the plain monomials; the value at each point."""
     powers = [p for p in itertools.product(range(degree + 1), repeat=x.shape[1]) if sum(p) <= degree]
-    rows = np.array([[math.prod(v**k for v, k in zip(row, p)) for p in powers] for row in x])
+    rows = np.array([[math.prod(v**k for v, k in zip(row, p, strict=True)) for p in powers] for row in x])
     return rows @ np.linalg.lstsq(rows, y)[0]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -46,17 +46,22 @@ class Constraints(Mixer):
 
     Args:
         thresholds: a number for each reward's name, or the YAML file of `grmlight proxy-points`. Every reward has one.
+            None where `ThresholdSearch` finds them; then the first ones are what the first answers are worth.
         variant: what is optimized.
         weights: alpha of `all` and `sat`, by name; 1 for rewards that are not named.
         multipliers: how they move.
         patience: when a saturated multiplier is warned of.
+
+    Attributes:
+        searched: whether a search sets the thresholds.
+        values: what the last batch returned, by name.
 
     Errors: ValueError for thresholds that cannot be read, and weights where none are used.
     """
 
     def __init__(
         self,
-        thresholds: str | dict[str, float],
+        thresholds: str | dict[str, float] | None = None,
         variant: Variant = "xi",
         weights: dict[str, float] | None = None,
         multipliers: Descent | None = None,
@@ -67,16 +72,24 @@ class Constraints(Mixer):
         if weights and variant in _BOUNDS and variant != "all":
             raise ValueError(f"constraints: variant {variant!r} has no weights, its task is the KL; remove them")
         self.variant: Variant = variant
-        self.thresholds = read_thresholds(thresholds)
-        if unknown := sorted((weights or {}).keys() - self.thresholds.keys()):
+        self.searched = False
+        self.values: dict[str, float] = {}
+        self.thresholds = {} if thresholds is None else read_thresholds(thresholds)
+        if thresholds is not None and (unknown := sorted((weights or {}).keys() - self.thresholds.keys())):
             raise ValueError(f"constraints: weights for {', '.join(unknown)}, which have no threshold")
         self.weights = {name: (weights or {}).get(name, 1.0) for name in self.thresholds}
-        bound, descent = _BOUNDS.get(variant), multipliers or Descent()
-        self.multipliers = {name: Multiplier(bound, descent) for name in self.thresholds} if bound else {}
-        self._saturations = {name: Saturation(name, patience or Patience()) for name in self.multipliers}
+        self._descent, self._patience = multipliers or Descent(), patience or Patience()
+        self.multipliers: dict[str, Multiplier] = {}
+        self._saturations: dict[str, Saturation] = {}
+        self._constrain(self.thresholds)
 
     def setup(self, names: Sequence[str]) -> None:
         """Errors: ValueError for a threshold of no reward, and a reward of no threshold."""
+        if self.searched:
+            self._constrain(sorted(set(names) - {KL}))
+            return
+        if not self.thresholds:
+            raise ValueError("constraints: there are no thresholds; give them, or let ThresholdSearch find them")
         rewards = set(names) - {KL}
         if unknown := sorted(self.thresholds.keys() - rewards):
             raise ValueError(
@@ -96,6 +109,9 @@ class Constraints(Mixer):
 
         Errors: ValueError that names a reward that is not finite.
         """
+        self.values = {name: value for name, value in reward_to_go.items() if name != KL}
+        if self.searched and not self.thresholds:
+            self.thresholds = dict(self.values)
         figures = {}
         for name, threshold in self.thresholds.items():
             figures[f"{name}_threshold"] = threshold
@@ -124,7 +140,7 @@ class Constraints(Mixer):
 
     def move(self, thresholds: Mapping[str, float]) -> None:
         """Aim at other thresholds from now on; multipliers go on from where they are."""
-        assert thresholds.keys() == self.thresholds.keys()
+        assert thresholds.keys() == self.multipliers.keys()
         self.thresholds = dict(thresholds)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,6 +163,11 @@ class Constraints(Mixer):
         for name, each in state.items():
             self.multipliers[name].load_state_dict(each["multiplier"])
             self._saturations[name].load_state_dict(each["saturation"])
+
+    def _constrain(self, names: Iterable[str]) -> None:
+        if bound := _BOUNDS.get(self.variant):
+            self.multipliers = {name: Multiplier(bound, self._descent) for name in names}
+            self._saturations = {name: Saturation(name, self._patience) for name in names}
 
     def _watch(self, name: str, value: float) -> None:
         multiplier, threshold = self.multipliers[name], self.thresholds[name]

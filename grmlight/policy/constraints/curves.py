@@ -44,22 +44,22 @@ def plot_constraints(series: Series) -> Figure:
     """A panel a reward with its threshold, one of all squashed multipliers, one for each reward only watched."""
     from matplotlib.figure import Figure
 
-    names = sorted(found[1] for name in series if (found := re.fullmatch(r"train/(.+)_threshold", name)))
-    watched = sorted(found[1] for name in series if (found := re.fullmatch(r"train/watch_(.+)", name)))
+    names = sorted(found[1] for name in series if (found := re.fullmatch(r"rollout/mixing_(.+)_threshold", name)))
+    watched = sorted(found[1] for name in series if (found := re.fullmatch(r"rollout/watch_(.+)", name)))
     count = len(names) + 1 + len(watched)
     figure = Figure(figsize=(4.2 * count, 3.6), layout="constrained")
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     for panel, name in zip(panels, names, strict=False):
-        for figure_name, style in ((f"reward_{name}", "C0"), (f"{name}_threshold", "C3--")):
-            if points := series.get(f"train/{figure_name}"):
-                panel.plot(*zip(*points, strict=True), style, label=figure_name.replace("_", " "))
+        for figure_name, label, style in ((f"reward_{name}", "reward", "C0"), (f"mixing_{name}_threshold", "threshold", "C3--")):
+            if points := series.get(f"rollout/{figure_name}"):
+                panel.plot(*zip(*points, strict=True), style, label=label)
         panel.set(ylabel=name)
     for name in names:
-        if points := series.get(f"train/{name}_squashed"):
+        if points := series.get(f"rollout/mixing_{name}_squashed"):
             panels[len(names)].plot(*zip(*points, strict=True), label=name)
     panels[len(names)].set(ylabel="squashed multiplier s", ylim=(-1.05, 1.05))
     for panel, name in zip(panels[len(names) + 1 :], watched, strict=True):
-        panel.plot(*zip(*series[f"train/watch_{name}"], strict=True), "C2", label=f"{name}, watched")
+        panel.plot(*zip(*series[f"rollout/watch_{name}"], strict=True), "C2", label=f"{name}, watched")
     for panel in panels:
         panel.set(xlabel="optimizer step")
         panel.grid(alpha=0.3)

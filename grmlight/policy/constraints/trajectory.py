@@ -94,7 +94,7 @@ def _rows_of_run(folder: Path, wanted: Sequence[str]) -> list[dict[str, float]]:
 
 def _columns(name: str) -> tuple[str, ...]:
     """How a run logs a reward: under the name itself, as one that it optimized, or as one that it watched."""
-    return name, f"train/reward_{name}", f"train/watch_{name}"
+    return name, f"rollout/reward_{name}", f"rollout/watch_{name}"
 
 
 def _rows_of_file(path: Path) -> list[dict[str, float]]:

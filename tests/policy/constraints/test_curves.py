@@ -11,8 +11,11 @@ from grmlight.policy.constraints.curves import plot_constraints
 def series():
     steps = range(5)
     return {
-        f"train/{name}": [(step, 0.1 * step) for step in steps]
-        for name in ("reward_a", "a_threshold", "a_squashed", "a_multiplier", "reward_b", "b_threshold", "watch_gold")
+        f"rollout/{name}": [(step, 0.1 * step) for step in steps]
+        for name in (
+            *("reward_a", "mixing_a_threshold", "mixing_a_squashed", "mixing_a_multiplier"),
+            *("reward_b", "mixing_b_threshold", "watch_gold"),
+        )
     }
 
 

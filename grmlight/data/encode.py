@@ -6,6 +6,7 @@ Shape suffixes are those of `grmlight.data.batch`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from grmlight.data.batch import GroupBatch
 from grmlight.data.options import PrepareOptions
 from grmlight.data.render import Message, Renderer, Rendering
-from grmlight.data.texts import TextGroup
+from grmlight.data.texts import PromptText, TextGroup
 
 SUMMARIZE = "Generate one-sentence summary for the following post: "
 """What the GRM authors put before summarization prompts (`data_rs/src/record.rs` has the same)."""
@@ -79,6 +80,43 @@ class TextEncoder:
                 found = [response for response in responses if response is not None]
                 yield self._fit(found, number) if len(found) == len(responses) else "empty_response_tokens"
 
+    def encode_prompts(self, prompts: Sequence[PromptText], longest: int | None) -> Iterator[np.ndarray | str]:
+        """The prompts as `encode` gives them before a response, in order; a string is the reason why one is refused.
+
+        Args:
+            prompts: what shall be answered.
+            longest: tokens of a prompt, at most; a longer one is cut at its beginning where `on_overlong` is
+                "truncate_prompt", and refused where not.
+
+        Reasons: empty, template (it refuses the conversation), over_length.
+
+        Errors: ValueError for messages without a chat template.
+        """
+        for start in range(0, len(prompts), _CHUNK):
+            chunk = [_no_text(prompt) or self._render_prompt(prompt) for prompt in prompts[start : start + _CHUNK]]
+            texts = [text for each in chunk if isinstance(each, Rendering) for text in each.texts]
+            encoded = iter(self._tokenizer.encode_batch(texts, add_special_tokens=self._special_tokens))
+            for each in chunk:
+                yield self._prompt_tokens(next(encoded), longest) if isinstance(each, Rendering) else each
+
+    def _render_prompt(self, prompt: PromptText) -> Rendering | str:
+        rendered = self.renderer.render_prompt(prompt if isinstance(prompt, str) else list(prompt))
+        return rendered if isinstance(rendered, Rendering) else "template"
+
+    def _prompt_tokens(self, encoding: Any, longest: int | None) -> np.ndarray | str:
+        ids = encoding.ids
+        # What the tokenizer itself adds at an end would stand between prompt and response.
+        ids = ids[: len(ids) - sum(1 for _ in itertools.takewhile(bool, reversed(encoding.special_tokens_mask)))]
+        tokens = np.array(ids, dtype=np.int64)
+        if len(tokens) == 0:
+            return "empty"
+        if longest is None or len(tokens) <= longest:
+            return tokens
+        head = self._leading_specials(tokens)
+        if self.options.on_overlong != "truncate_prompt" or longest <= head:
+            return "over_length"
+        return np.concatenate([tokens[:head], tokens[len(tokens) - (longest - head) :]])
+
     def _render(self, group: TextGroup) -> Rendering | str:
         prompt = group.prompt if isinstance(group.prompt, str) else list(group.prompt)
         if self.options.paper_text and "summarize" in group.source.lower():
@@ -121,6 +159,12 @@ class TextEncoder:
             return 0
         others = np.flatnonzero(tokens != tokens[0])
         return int(others[0]) if len(others) else len(tokens)
+
+
+def _no_text(prompt: PromptText) -> str:
+    """The reason "empty" for a prompt that asks nothing."""
+    last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
+    return "" if last.strip() else "empty"
 
 
 def _instructed(prompt: str | list[Message]) -> str | list[Message]:

@@ -78,6 +78,17 @@ class Renderer:
         except TemplateError as error:
             return str(error)
 
+    def render_prompt(self, prompt: list[Message] | str) -> Rendering | str:
+        """A prompt up to where its response begins, or the template's message if it refuses the conversation."""
+        if not self.wrap_text:
+            return self._join(prompt, [""], isinstance(prompt, str))
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        try:
+            text = self._apply(turns, generate=True)
+        except TemplateError as error:
+            return str(error)
+        return Rendering([text], [len(text)])
+
     def _join(self, prompt: Any, responses: list[Any], is_text: bool) -> Rendering:
         if not is_text and self.tokenizer.chat_template:
             raise ValueError("`text_rows` is plain and the rows hold messages; set it to auto or chat")

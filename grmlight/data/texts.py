@@ -6,6 +6,9 @@ import dataclasses
 
 from grmlight.data.render import Message
 
+PromptText = str | tuple[Message, ...]
+"""A prompt: plain text (a single user's turn), or messages with `role` and `content` that end with a user's."""
+
 Response = str | tuple[Message, ...]
 """An answer; or, where conversations go different ways, the messages behind the prompt, an assistant's at the end."""
 
@@ -15,13 +18,13 @@ class TextGroup:
     """A prompt and the responses to it.
 
     Attributes:
-        prompt: plain text (a single user's turn), or messages with `role` and `content` that end with a user's.
+        prompt: text or messages.
         responses: one or more answers.
         source: the data set it comes from, if `paper_text` shall look at it: it instructs summarization prompts.
         ended: for each response whether it ended by itself, rather than being cut off; empty if all did.
     """
 
-    prompt: str | tuple[Message, ...]
+    prompt: PromptText
     responses: tuple[Response, ...]
     source: str = ""
     ended: tuple[bool, ...] = ()

@@ -132,6 +132,11 @@ def device_memory(device: torch.device) -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else None
 
 
+def is_memory_error(error: RuntimeError) -> bool:
+    """Whether it is an allocation that failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @contextlib.contextmanager
 def memory_errors(advice: Callable[[], str]) -> Iterator[None]:
     """Turn an allocation that failed, on a GPU or on the CPU, into a ValueError of one line.
@@ -142,6 +147,6 @@ def memory_errors(advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not is_memory_error(error):
             raise
         raise ValueError(f"out of memory{advice()}") from error

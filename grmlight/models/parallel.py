@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from grmlight.models.causal_model import CausalModel
@@ -38,6 +38,8 @@ def shard(model: AnyRewardModel | PolicyModel, mesh: DeviceMesh, dtype: torch.dt
     for part in model.float32_parts():
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    if isinstance(model, PolicyModel):
+        register_fsdp_forward_method(model, "generate")
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:

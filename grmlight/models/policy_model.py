@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
+import numpy as np
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.batch import GroupBatch
 from grmlight.models import checkpoint
 from grmlight.models.backbone import BackboneConfig
 from grmlight.models.causal_model import CausalModel
+from grmlight.models.decoding import Decoded, Pick, decode
 from grmlight.models.outputs import Outputs, Signal
 
 KIND = "policy"
@@ -64,6 +68,16 @@ class PolicyModel(CausalModel):
         """A model of the same shape with random weights, whole and on the CPU, without a reference."""
         backbone = dataclasses.replace(self.backbone_config, pretrained=False, gradient_checkpointing=False)
         return type(self)(backbone, packing="auto" if self.packed else "never")
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], owners: Sequence[int], pick: Pick, ends: Collection[int], limit: int
+    ) -> list[Decoded]:
+        """Continue prompts as `grmlight.models.decoding.decode` does. A sharded model's ranks all call, equally often.
+
+        Sharding makes this a forward of the whole model (`grmlight.models.parallel.shard`): what lies outside the
+        layers is gathered once for all tokens.
+        """
+        return decode(self.lm, prompts, owners, pick, ends, limit, together=isinstance(self, FSDPModule))
 
     def folder_entries(self) -> dict[str, Any]:
         """What `grmlight.json` says of this model beside its preparation options."""

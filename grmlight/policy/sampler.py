@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 from grmlight.policy.rollouts import PromptText, Rollouts
+
+VLLM = "vllm:"
+"""What a policy's name begins with that vLLM shall sample from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +34,15 @@ class SamplingOptions:
     rows_per_batch: int = 256
 
     def __post_init__(self) -> None:
-        if min(self.samples, self.max_new_tokens, self.rows_per_batch) < 1:
-            raise ValueError(
-                "samples, max_new_tokens and rows_per_batch must be at least 1, got "
-                f"{self.samples}, {self.max_new_tokens}, {self.rows_per_batch}"
-            )
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
-                "temperature and top_k must not be negative, and top_p must lie above 0 and at most at 1, got "
-                f"{self.temperature}, {self.top_k}, {self.top_p}"
-            )
+        for name in ("samples", "max_new_tokens", "rows_per_batch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (the most probable token) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1 (all tokens), got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
 
 
 class Sampler(Protocol):
@@ -51,10 +54,42 @@ class Sampler(Protocol):
 
     name: str
 
-    def generate(self, prompts: Sequence[PromptText], options: SamplingOptions, seed: int) -> Rollouts:
+    def refused(self, prompts: Sequence[PromptText], options: SamplingOptions) -> dict[int, str]:
+        """Prompts that `generate` would refuse (empty, too long, ...), by their place, and why."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[PromptText], options: SamplingOptions, seed: int, numbers: Sequence[int] | None = None
+    ) -> Rollouts:
         """Answers to each prompt, in the order given.
 
         The same prompts, options and seed give the same answers, whatever was drawn before; no generator of the
         caller's is changed.
+
+        Args:
+            prompts: what shall be answered.
+            options: how.
+            seed: of the draws.
+            numbers: for each prompt the number that, with the seed, decides what is drawn for it; default: its place.
+                Prompts that are dealt to ranks, or asked for in parts, keep their answers by keeping their numbers.
+
+        Errors: ValueError names a prompt that cannot be sampled from.
         """
         ...
+
+
+def open_sampler(name: str) -> Sampler:
+    """The sampler of a policy.
+
+    Args:
+        name: a model folder, a run directory or a hub name; `vllm:NAME` samples with vLLM.
+
+    Errors: ValueError in one line for what is no causal LM, or cannot be loaded.
+    """
+    if name.startswith(VLLM):
+        from grmlight.policy.vllm import open_vllm
+
+        return open_vllm(name.removeprefix(VLLM))
+    from grmlight.policy.huggingface import open_huggingface
+
+    return open_huggingface(name)

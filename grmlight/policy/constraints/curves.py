@@ -50,7 +50,10 @@ def plot_constraints(series: Series) -> Figure:
     figure = Figure(figsize=(4.2 * count, 3.6), layout="constrained")
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     for panel, name in zip(panels, names, strict=False):
-        for figure_name, label, style in ((f"reward_{name}", "reward", "C0"), (f"mixing_{name}_threshold", "threshold", "C3--")):
+        for figure_name, label, style in (
+            (f"reward_{name}", "reward", "C0"),
+            (f"mixing_{name}_threshold", "threshold", "C3--"),
+        ):
             if points := series.get(f"rollout/{figure_name}"):
                 panel.plot(*zip(*points, strict=True), style, label=label)
         panel.set(ylabel=name)

@@ -196,7 +196,9 @@ class ThresholdSearch(Callback):
         self.queries += len(found_N)
         known_N = found_N[found_N.isfinite()]
         if not len(known_N):
-            raise ValueError(f"threshold search: evaluation {self.evaluation} gave no finite number for {len(found_N)} answers")
+            raise ValueError(
+                f"threshold search: evaluation {self.evaluation} gave no finite number for {len(found_N)} answers"
+            )
         error = known_N.std().item() / math.sqrt(len(known_N)) if len(known_N) > 1 else math.nan
         vertex = Vertex(
             self._named(self._search.point),

@@ -65,7 +65,8 @@ def group_normalized(scores_N: Float[Tensor, " N"], group_N: Int[Tensor, " N"], 
         scores_N: of each answer.
         group_N: its group.
         spread: what divides: "group", the group's own standard deviation (GRPO, arXiv 2402.03300, section 4.1.2);
-            "batch", that of all centered scores (REINFORCE++, arXiv 2501.03262); "none", 1 (Dr. GRPO, arXiv 2503.20783).
+            "batch", that of all centered scores (REINFORCE++, arXiv 2501.03262); "none", nothing (Dr. GRPO, arXiv
+            2503.20783).
             Deviations are sample ones (divided by one less than the number), as in both.
     """
     known_N = ~scores_N.isnan()

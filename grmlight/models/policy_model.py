@@ -105,7 +105,8 @@ class PolicyModel(CausalModel):
         super().__init__(backbone, seed, reference, packing)
         if critic not in ("shared", "apart"):
             raise ValueError(f"critic must be 'shared' or 'apart', got {critic!r}")
-        self.values = ValueHeads(hidden_size(self.lm), values, value_head or _LINEAR, seed) if values else None
+        self._heads, self._reads, self._head = values, critic, value_head or _LINEAR
+        self.values = ValueHeads(hidden_size(self.lm), values, self._head, seed) if values else None
         self.critic: nn.Module | None = None
         self._adapters: list[str] = []
         if values and critic == "apart":
@@ -165,7 +166,8 @@ class PolicyModel(CausalModel):
     def blank(self) -> Self:
         """A model of the same shape with random weights, whole and on the CPU, without a reference."""
         backbone = dataclasses.replace(self.backbone_config, pretrained=False, gradient_checkpointing=False)
-        return type(self)(backbone, packing="auto" if self.packed else "never")
+        packing: Packing = "auto" if self.packed else "never"
+        return type(self)(backbone, packing=packing, values=self._heads, critic=self._reads, value_head=self._head)
 
     def generate(
         self, prompts: Sequence[np.ndarray], owners: Sequence[int], pick: Pick, ends: Collection[int], limit: int

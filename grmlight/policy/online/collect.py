@@ -17,7 +17,7 @@ from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.online.buffer import Kept, RolloutFiles
 from grmlight.policy.online.experience import groups_of
 from grmlight.policy.online.ranks import AllRanks
-from grmlight.policy.rollouts import PromptText, Rollout
+from grmlight.policy.rollouts import PromptText, Rollout, Rollouts
 from grmlight.policy.sampler import Sampler, SamplingOptions
 
 
@@ -68,10 +68,10 @@ class Collector:
         seconds = 0.0
         if kept is None:
             kept = self._sample(batch, iteration, seed)
-            seconds = kept.seconds
+            seconds = kept.rollouts.seconds
             self._write(iteration, key, kept)
         if missing := {name: scorer for name, scorer in self.rewards.items() if name not in kept.rewards}:
-            found = score(kept.rollouts, missing, self.ranks)
+            found = score(kept.rollouts.groups, missing, self.ranks)
             kept = dataclasses.replace(kept, rewards={**kept.rewards, **found})
             self._write(iteration, key, kept)
         return kept, seconds
@@ -94,7 +94,7 @@ class Collector:
             rollout.answers for rollout in rollouts
         ):
             raise ValueError(f"iteration {iteration}: sampler {self.sampler.name!r} gave answers of no token; mend it")
-        return Kept(rollouts, {}, max(seconds for _, _, seconds in parts))
+        return Kept(Rollouts(rollouts, self.sampler.name, max(seconds for _, _, seconds in parts)), {})
 
     def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], dict[int, str], float]:
         refused = self.sampler.refused(batch.prompts, self.sampling)

@@ -285,11 +285,11 @@ class OnlineModule(GroupModule):
         kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
         own = {name: kept.rewards[name] for name in self.rewards}
         watched = {name: kept.rewards[_WATCH + name] for name in self.watched}
-        self._tell(own, kept.rollouts)
-        logps_L, reference_L, *values = self._forward_all(kept.rollouts)
+        self._tell(own, kept.rollouts.groups)
+        logps_L, reference_L, *values = self._forward_all(kept.rollouts.groups)
         named = dict(zip(self.stream_names, values, strict=True)) if values else {}
-        scores_N = self._scores(own, kept.rollouts)
-        return Experience(kept.rollouts, own, scores_N, logps_L, reference_L, named), watched, seconds
+        scores_N = self._scores(own, kept.rollouts.groups)
+        return Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, named), watched, seconds
 
     def _scores(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> Float[Tensor, " N"]:
         """The answers' scores, shaped; NaN where a reward is not finite."""

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -30,6 +31,8 @@ from grmlight import ExpertsModule, PairDataModule, PrepareOptions, RewardModule
 from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, gather
+from grmlight.policy.alignment import PolicyModule
+from grmlight.policy.objectives import AlignmentObjective, Anchor
 from grmlight.regularizers import ScoreL2, TextGeneration
 from grmlight.training import checkpoints
 from grmlight.training.checkpoints import HIDDEN, Checkpoints
@@ -59,9 +62,16 @@ class Run:
         out: the folder it writes to.
         arguments: see `parse`.
         ranks: the number of processes.
+        program: what each of them runs, of the arguments; `main` without one.
     """
 
-    def __init__(self, out: Path, *arguments: str, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *arguments: str,
+        ranks: int = 1,
+        program: Callable[[list[str]], None] | None = None,
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out = out
         server = multiprocessing.get_context("forkserver")
@@ -74,7 +84,7 @@ class Run:
         for rank in range(ranks):
             placed = shared | ({"LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else {})
             given = ["--out", str(out), "--devices", str(ranks), *map(str, arguments)]
-            self.processes.append(server.Process(target=_in_process, args=(given, placed, rank)))
+            self.processes.append(server.Process(target=_in_process, args=(given, placed, rank, program or main)))
             self.processes[-1].start()
 
     def kill(self) -> None:
@@ -114,7 +124,9 @@ def losses(out: Path) -> dict[int, dict[str, float]]:
     return {row["step"]: {name: row[name] for name in row if not name.startswith("speed/")} for row in rows}
 
 
-def _in_process(arguments: list[str], environment: dict[str, str], rank: int) -> None:
+def _in_process(
+    arguments: list[str], environment: dict[str, str], rank: int, program: Callable[[list[str]], None]
+) -> None:
     os.environ.update(environment)
     file = os.open(
         Path(environment["GRMLIGHT_CACHE"]).parent / f"output-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC
@@ -123,7 +135,7 @@ def _in_process(arguments: list[str], environment: dict[str, str], rank: int) ->
     os.dup2(file, 2)
     torch.set_num_threads(1)
     try:
-        main(arguments)
+        program(arguments)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -223,6 +235,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--one_file", action="store_true", help="of a sharded run, too")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--experts", action="store_true", help="a mixture of experts, in one epoch")
+    parser.add_argument("--objective", default=None, help="a policy's: sft, dpo, ipo, slic, rpo or rpo-reference")
+    parser.add_argument("--reference", default="store", help="of a policy that is fully trained: store or copy")
     parser.add_argument("--stop_after", default=None, help="a phase of experts")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
@@ -273,6 +287,9 @@ def main(arguments: list[str]) -> None:
     if given.experts:
         phases = Phases(Phase(steps=4), Phase(steps=5, rate=2.0), Phase(steps=4))
         module = ExpertsModule(backbone(given), TASKS, phases=phases, stop_after=given.stop_after, **options)
+    elif given.objective:
+        del options["head"]
+        module = PolicyModule(backbone(given), objective(given.objective), reference=given.reference, **options)
     else:
         ensemble = EnsembleConfig(3, given.ensemble, "wco", reference_pairs=10) if given.ensemble else None
         module = (MeanOfEachPack if given.mean else RewardModule)(backbone(given), ensemble=ensemble, **options)
@@ -290,8 +307,8 @@ def main(arguments: list[str]) -> None:
         log_every_n_steps=given.log_every,
         logger=StepLogger(given.out),
         callbacks=[
-            *([] if given.experts else [TextGeneration(0.1)]),
-            ScoreL2(0.01),
+            *([] if given.experts or given.objective else [TextGeneration(0.1)]),
+            *([] if given.objective else [ScoreL2(0.01)]),
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),
             SaveModel(),
@@ -302,6 +319,13 @@ def main(arguments: list[str]) -> None:
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=given.resume)
+
+
+def objective(name: str) -> AlignmentObjective:
+    """A policy's, with an anchor strong enough to be seen."""
+    kind, _, base = name.partition("-")
+    anchor = Anchor(eta=0.5, base=base or "chosen", max_new_tokens=8) if kind == "rpo" else None
+    return AlignmentObjective(kind, beta=0.3, anchor=anchor)
 
 
 def benchmarks(path: str) -> Benchmarks:

@@ -13,6 +13,7 @@ from torch import Tensor
 from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.disagreement import DISAGREEMENT
+from grmlight.evaluation.log_ratios import LOG_RATIOS
 from grmlight.evaluation.metrics import wilson_interval
 from grmlight.evaluation.pair_figures import FIGURES
 from grmlight.evaluation.ranks import from_all_ranks
@@ -165,7 +166,7 @@ def evaluation_results(trainer: Trainer, stage: str) -> dict[str, dict[str, floa
             continue
         found = {key: float(value) for key, value in figures.items() if value is not None}
         found["low"], found["high"] = wilson_interval(found["accuracy"], int(found["groups"]))
-        named = (*FIGURES, *DISAGREEMENT, *ROUTER_FIGURES)
+        named = (*FIGURES, *DISAGREEMENT, *LOG_RATIOS, *ROUTER_FIGURES)
         figures = {key: trainer.callback_metrics.get(prefix + key) for key in named}
         found |= {key: float(value) for key, value in figures.items() if value is not None}
         results[name] = found

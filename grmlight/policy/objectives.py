@@ -36,6 +36,7 @@ class Anchor:
         times_beta: multiply by the objective's beta too.
         base: what a0 is: the "chosen" responses, or fresh samples of the "reference", drawn before the first step.
         samples: samples of the reference for each prompt.
+        max_new_tokens: of their longest, the end token included.
 
     Source: Liu et al. 2024, RPO (arXiv 2405.16436).
     """
@@ -45,6 +46,7 @@ class Anchor:
     times_beta: bool = True
     base: Base = "chosen"
     samples: int = 1
+    max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eta) and self.eta >= 0):
@@ -53,8 +55,11 @@ class Anchor:
             raise ValueError(f"objective.anchor: reduction must be 'sum' or 'mean', got {self.reduction!r}")
         if self.base not in ("chosen", "reference"):
             raise ValueError(f"objective.anchor: base must be 'chosen' or 'reference', got {self.base!r}")
-        if self.samples < 1:
-            raise ValueError(f"objective.anchor: samples must be at least 1, got {self.samples}")
+        if min(self.samples, self.max_new_tokens) < 1:
+            raise ValueError(
+                "objective.anchor: samples and max_new_tokens must be at least 1, got "
+                f"{self.samples} and {self.max_new_tokens}"
+            )
 
 
 ANCHORS: dict[str, Anchor] = {

@@ -140,7 +140,7 @@ def test_a_wrong_setting_is_named(options, said):
         ({"eta": math.nan}, "eta must be finite"),
         ({"reduction": "max"}, "reduction must be 'sum' or 'mean'"),
         ({"base": "rejected"}, "base must be 'chosen' or 'reference'"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 0}, "samples and max_new_tokens must be at least 1"),
     ],
 )
 def test_a_wrong_anchor_is_named(options, said):

@@ -47,12 +47,16 @@ class RolloutFiles:
         self.folder = folder
 
     def write(self, iteration: int, key: str, kept: Kept) -> None:
-        """Keep an iteration's rollouts; `key` says what they depend on. Answers are written once."""
+        """Keep an iteration's rollouts; `key` says what they depend on.
+
+        Answers are written once. A reward with values that are not finite is not kept: a mended one is asked again.
+        """
         answers, about = self._paths(iteration)
         if not kept.rewards:
             remove(about)
             write_rollouts(answers, kept.rollouts)
-        rewards = {name: values_N.tolist() for name, values_N in kept.rewards.items()}
+        whole = {name: values_N for name, values_N in kept.rewards.items() if values_N.isfinite().all()}
+        rewards = {name: values_N.tolist() for name, values_N in whole.items()}
         write_whole(about, json.dumps({"key": key, "rewards": rewards}))
 
     def read(self, iteration: int, key: str) -> Kept | None:

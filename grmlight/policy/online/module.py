@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -59,6 +59,8 @@ from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
 from grmlight.training.sharding import check_trainer
+
+logger = logging.getLogger("grmlight")
 
 STATE = "grmlight_online"
 """A checkpoint's entry."""
@@ -444,7 +446,8 @@ class OnlineModule(GroupModule):
         """Say something the first time that it is so."""
         if text and what not in self._told:
             self._told.add(what)
-            rank_zero_warn(f"iteration {self.iterations}: {text}")
+            if self.global_rank == 0:
+                logger.warning("iteration %d: %s", self.iterations, text)
 
     def _files(self) -> RolloutFiles | None:
         """Where rollouts are kept: beside the checkpoints; nowhere if there are none."""

@@ -80,9 +80,7 @@ def assert_same(policy, loss, theirs):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("kind", "theirs"), [("dpo", "sigmoid"), ("slic", "hinge")]
-)
+@pytest.mark.parametrize(("kind", "theirs"), [("dpo", "sigmoid"), ("slic", "hinge")])
 def test_loss_and_gradients_are_trl_s(kind, theirs, policy, byte_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
     expected = their_loss(policy, byte_tokenizer, tmp_path, [theirs])

@@ -51,7 +51,7 @@ def draw_proxy_points(
 def _draw_reward(
     panel: Axes, runs: Sequence[Trajectory], name: str, peaks: Sequence[Peak], joint: JointPoint | None
 ) -> None:
-    for run in runs:
+    for run in (each for each in runs if name in each.rewards):
         alone = run.reward == name
         panel.plot(run.rewards[name], run.evaluation_P, marker=".", lw=1, alpha=0.9 if alone else 0.35)
     for peak in peaks:

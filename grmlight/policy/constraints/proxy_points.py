@@ -146,7 +146,7 @@ def proxy_points(
 
     if len(set(names)) < len(names) or evaluation in names or not names:
         raise ValueError("the rewards must have different names, and the evaluation is none of them")
-    runs = read_trajectories(given, names, evaluation)
+    runs = read_trajectories(given, names, evaluation, alone=method == "independent")
     peaks = independent_points(runs, names)
     if method == "independent" and (lacking := [name for name in names if name not in peaks]):
         raise ValueError(f"no run optimized {', '.join(lacking)} alone; name it as REWARD=RUN, or use --method joint")

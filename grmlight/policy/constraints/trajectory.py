@@ -37,14 +37,18 @@ class Trajectory:
         return np.stack([self.rewards[name] for name in names], axis=1)
 
 
-def read_trajectories(given: Sequence[str], names: Sequence[str], evaluation: str) -> list[Trajectory]:
+def read_trajectories(
+    given: Sequence[str], names: Sequence[str], evaluation: str, alone: bool = False
+) -> list[Trajectory]:
     """Read runs.
 
     Args:
         given: run folders, or files of JSON lines `{"step": 10, REWARD: value, ..., EVALUATION: value}`; each SOURCE,
-            or REWARD=SOURCE to say which reward the run optimized.
+            or REWARD=SOURCE to say which reward the run optimized. That reward may also be called `proxy`, as in the
+            points of `grmlight.evaluation.curves`.
         names: the rewards.
         evaluation: the name of the evaluation.
+        alone: of a run that optimized one reward, read that one alone.
 
     Errors: ValueError in one line that names the run and what it lacks.
     """
@@ -54,13 +58,15 @@ def read_trajectories(given: Sequence[str], names: Sequence[str], evaluation: st
         label, source = (label, source) if mark and not Path(each).exists() else (None, each)
         if label is not None and label not in names:
             raise ValueError(f"{each}: {label!r} is none of the rewards {', '.join(names)}")
-        found.append(_read(Path(source), label, names, evaluation))
+        found.append(_read(Path(source), label, [label] if alone and label else names, evaluation))
     return found
 
 
 def _read(source: Path, label: str | None, names: Sequence[str], evaluation: str) -> Trajectory:
     wanted = [*names, evaluation]
     rows = _rows_of_run(source, wanted) if source.is_dir() else _rows_of_file(source)
+    if label is not None:
+        rows = [{label: row["proxy"], **row} if "proxy" in row else row for row in rows]
     whole = [row for row in rows if all(isinstance(row.get(name), int | float) for name in ("step", *wanted))]
     if len(whole) < 2:
         known = sorted({name for row in rows for name in row} - {"step"})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from grmlight.evaluation.curves import CurvePoint, write_curves
 from grmlight.policy.constraints.proxy_points import FitOptions, independent_points, joint_point, proxy_points
 from grmlight.policy.constraints.thresholds import read_thresholds
 from grmlight.policy.constraints.trajectory import read_trajectories
@@ -110,6 +111,21 @@ def test_several_runs_of_a_reward_are_averaged(tmp_path):
         peaks = [peak["value"] for peak in document["independent"][name]["peaks"]]
         assert len(peaks) == 3
         assert document["thresholds"][name] == pytest.approx(math.fsum(peaks) / 3)
+
+
+def test_the_points_of_curves_are_read(tmp_path):
+    """Their proxy is the reward that the run optimized; the other rewards are not needed for independent points."""
+    runs = []
+    for place, name in enumerate(NAMES):
+        path = tmp_path / f"{name}.jsonl"
+        points = [
+            CurvePoint("study", "ppo", 1, step, None, 0.0, step / 9, "k1", step / 10, -((step - 3 - place) ** 2), 0.1)
+            for step in range(9)
+        ]
+        write_curves(path, points)
+        runs.append(f"{name}={path}")
+    proxy_points(runs, NAMES, "gold", tmp_path / "t.yaml", "independent")
+    assert read_thresholds(tmp_path / "t.yaml") == pytest.approx({"count": 0.3, "concise": 0.4})
 
 
 def test_a_run_that_still_rises_is_told_of(tmp_path):

@@ -20,6 +20,6 @@ def on_topic(prompt: str, response: str) -> float:
     return float(sum(TOPIC_OF[entity] == topic for entity, _ in facts))
 
 
-def brevity(prompt: str, response: str) -> float:
+def brevity(prompt: str, response: str) -> float:  # noqa: ARG001 - rewards are given both
     """Minus the answer's words, in units of three: an item and its comma. The gold wants no fillers, but all items."""
     return -len(response.split()) / 3

@@ -123,7 +123,7 @@ class ThresholdSearch(Callback):
         """
         module, mixing = _parts(pl_module)
         if isinstance(module.model, FSDPModule):
-            raise ValueError("threshold search keeps whole weights; train with DDP or on one device")
+            raise ValueError("threshold search keeps whole weights; train with DDP or on one device")  # noqa: TRY004
         self._limit(trainer, module)
         self._seen = module.iterations
         if self._search is not None and not self._converged:
@@ -191,7 +191,8 @@ class ThresholdSearch(Callback):
 
     def _measure(self, trainer: Trainer, experience: Experience, mixing: Constraints) -> None:
         """Ask the evaluation, tell the search, and go to its next point that is not known."""
-        assert self._search is not None and self._scorer is not None
+        assert self._search is not None
+        assert self._scorer is not None
         found_N = score(experience.rollouts, {"evaluation": self._scorer}, AllRanks(trainer))["evaluation"]
         self.queries += len(found_N)
         known_N = found_N[found_N.isfinite()]
@@ -282,7 +283,8 @@ class ThresholdSearch(Callback):
 
 
 def _parts(pl_module: LightningModule) -> tuple[OnlineModule, Constraints]:
-    assert isinstance(pl_module, OnlineModule) and isinstance(pl_module.mixing, Constraints)
+    assert isinstance(pl_module, OnlineModule)
+    assert isinstance(pl_module.mixing, Constraints)
     return pl_module, pl_module.mixing
 
 

@@ -10,18 +10,20 @@ from typing import Any
 import yaml
 
 from grmlight.data.files import write_whole
+from grmlight.data.names import PACKAGE, resolve
 
 
 def read_thresholds(given: str | Path | Mapping[str, float]) -> dict[str, float]:
     """Thresholds by the name of their reward.
 
     Args:
-        given: a mapping, or a YAML file whose `thresholds` is one, as `grmlight proxy-points` writes it.
+        given: a mapping, or a YAML file whose `thresholds` is one, as `grmlight proxy-points` writes it; one inside a
+            package is `package:MODULE/PATH`.
 
     Errors: ValueError that names the file and the reward.
     """
     where = "thresholds" if isinstance(given, Mapping) else str(given)
-    found = given if isinstance(given, Mapping) else _read(Path(given))
+    found = given if isinstance(given, Mapping) else _read(_place(str(given)))
     if not isinstance(found, Mapping) or not found:
         raise ValueError(
             f"{where}: there is no `thresholds` of {{reward: number}}; write it with `grmlight proxy-points`"
@@ -36,6 +38,13 @@ def write_thresholds(path: Path, thresholds: Mapping[str, float], origin: Mappin
     """Write thresholds and what is known of their origin, whole or not at all."""
     head = "# Thresholds of constrained PPO, written by grmlight proxy-points; read by configs/ppo-constrained.yaml.\n"
     write_whole(path, head + yaml.safe_dump({"thresholds": dict(thresholds), **origin}, sort_keys=False))
+
+
+def _place(given: str) -> Path:
+    if not given.startswith(PACKAGE):
+        return Path(given)
+    folder, _, name = given.rpartition("/")
+    return Path(resolve(folder, "thresholds")) / name
 
 
 def _read(path: Path) -> Any:

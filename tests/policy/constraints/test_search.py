@@ -70,7 +70,7 @@ def weights_of_untrained():
 def test_defect_the_policy_is_never_returned_to_the_best_vertex(whole):
     watching, trained, _, _, _ = whole
     best = max(range(len(watching.vertices)), key=lambda place: watching.vertices[place].evaluation)
-    assert 0 < len(watching.vertices)
+    assert len(watching.vertices) > 0
     for name, weight in weights(trained).items():
         torch.testing.assert_close(weight, watching.kept[best][name], rtol=0, atol=0)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from grmlight.cli import main
 from grmlight.evaluation.curves import CurvePoint, write_curves
 from grmlight.policy.constraints.proxy_points import FitOptions, independent_points, joint_point, proxy_points
 from grmlight.policy.constraints.thresholds import read_thresholds
@@ -177,3 +178,12 @@ def test_mistakes_of_the_command_are_named(tmp_path, runs):
         proxy_points([str(tmp_path / "none.jsonl")], NAMES, "gold", tmp_path / "t.yaml")
     with pytest.raises(ValueError, match="different names"):
         proxy_points(runs, ["count", "count"], "gold", tmp_path / "t.yaml")
+
+
+def test_the_command(tmp_path, runs, capsys):
+    out = tmp_path / "thresholds.yaml"
+    main(["proxy-points", *runs, "--rewards", "count,concise", "--out", str(out), "--highest_degree", "3"])
+    assert f"thresholds: {out}" in capsys.readouterr().out
+    assert yaml.safe_load(out.read_text())["joint"]["degree"] <= 3
+    with pytest.raises(SystemExit, match="no run optimized count alone"):
+        main(["proxy-points", *runs[1:], "--rewards", "count,concise", "--out", str(out), "--method", "independent"])

@@ -192,6 +192,11 @@ class PolicyModel(CausalModel):
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
 
+    @staticmethod
+    def of_critic(name: str) -> bool:
+        """Whether a tensor of this name in the state dict is the critic's own, and so no part of the policy."""
+        return name.startswith(("values.", "critic.")) or ".member_1." in name
+
     @property
     def _tuned(self) -> Sequence[BaseTunerLayer]:
         return tuner_layers(self.backbone)

@@ -27,7 +27,7 @@ class Prompts(Protocol):
     Attributes:
         prompts: text or messages.
         numbers: the place of each among those of all ranks.
-        rows: where each comes from.
+        counts: 1, or 0 for one that only fills an empty share.
     """
 
     @property
@@ -35,7 +35,7 @@ class Prompts(Protocol):
     @property
     def numbers(self) -> Sequence[int]: ...  # noqa: D102
     @property
-    def rows(self) -> Sequence[int]: ...  # noqa: D102
+    def counts(self) -> Sequence[int]: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Collector:
         """This rank answers its prompts; all ranks get all answers, in the order of the prompts."""
         parts = self.ranks.gather(self.ranks.together(lambda: self._answer(batch, seed)))
         numbered = {number: rollout for answered, _, _ in parts for number, rollout in answered}
-        refused = {row: reason for _, left_out, _ in parts for row, reason in left_out.items()}
-        for row, reason in refused.items():
-            self.say(f"refused {row}", f"the prompt of row {row} is left out: {reason}")
+        refused = {prompt: reason for _, left_out, _ in parts for prompt, reason in left_out.items()}
+        for prompt, reason in refused.items():
+            self.say(f"refused {prompt}", f"the prompt {prompt[:60]!r} is left out: {reason}")
         if not numbered:
             reasons = ", ".join(sorted(set(refused.values())))
             raise ValueError(
@@ -96,12 +96,12 @@ class Collector:
             raise ValueError(f"iteration {iteration}: sampler {self.sampler.name!r} gave answers of no token; mend it")
         return Kept(Rollouts(rollouts, self.sampler.name, max(seconds for _, _, seconds in parts)), {})
 
-    def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], dict[int, str], float]:
+    def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], dict[str, str], float]:
         refused = self.sampler.refused(batch.prompts, self.sampling)
-        places = [place for place in range(len(batch.prompts)) if place not in refused]
+        places = [place for place, count in enumerate(batch.counts) if count and place not in refused]
         numbers = [batch.numbers[place] for place in places]
         found = self.sampler.generate([batch.prompts[place] for place in places], self.sampling, seed, numbers)
-        left_out = {batch.rows[place]: reason for place, reason in refused.items()}
+        left_out = {str(batch.prompts[place]): reason for place, reason in refused.items()}
         return list(zip(numbers, found.groups, strict=True)), left_out, found.seconds
 
     def _write(self, iteration: int, key: str, kept: Kept) -> None:

@@ -20,7 +20,8 @@ class KlOptions:
     Attributes:
         where: "reward": a penalty of each token, by k1; "loss": a term of the loss, by `estimator`.
         coefficient: beta, the first one if there is a target.
-        estimator: of the loss: "k3", never negative, or "k2", whose gradient on samples of the policy is the KL's own.
+        estimator: of the loss: "k2", whose gradient on the policy's own samples is the KL's; or "k3" (GRPO), whose
+            gradient there is that of the KL turned around, of the reference to the policy.
         target: nats an answer that the coefficient is steered to; None keeps it fixed.
         rate: of steering: `coefficient *= 1 + rate * clip(kl / target - 1, -0.2, 0.2)` once an iteration.
         limit: nats an answer, on the mean, above which the run stops and says so; None for no limit.

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -37,11 +38,22 @@ from grmlight.data.batch import GroupBatch
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.evaluation.pair_figures import PairValues
-from grmlight.models import BackboneConfig, HeadConfig, Outputs, Packing, PolicyModel, Signal, evaluating, shard
+from grmlight.models import (
+    BackboneConfig,
+    HeadConfig,
+    Outputs,
+    Packing,
+    PolicyModel,
+    Signal,
+    evaluating,
+    shard,
+    training_memory,
+)
 from grmlight.models.checkpoint import fingerprint
 from grmlight.models.parallel import reshard
 from grmlight.models.policy_model import Critic
 from grmlight.module import GroupModule, NonFinite, Schedule, _mix, _seed, default_optimizer
+from grmlight.pair_module import check_masters
 from grmlight.policy.online.advantages import Advantage, whiten
 from grmlight.policy.online.buffer import RolloutFiles
 from grmlight.policy.online.collect import Collector, Prompts
@@ -58,6 +70,7 @@ from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewa
 from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
+from grmlight.training.description import DESCRIPTION, check_frozen, describe
 from grmlight.training.sharding import check_trainer
 
 logger = logging.getLogger("grmlight")
@@ -134,7 +147,9 @@ class OnlineModule(GroupModule):
         self.aggregator: Aggregator = aggregator
         self.variance_weight = variance_weight
         self.sampling, self.kl = sampling or SamplingOptions(samples=4), kl or KlOptions()
-        self.update, self.shaping = (update or Update()).of(advantage), shaping or Shaping()
+        # Beside a KL in the loss, whitened advantages would be of no known scale.
+        whitens = advantage == "gae" and self.kl.where == "reward"
+        self.update, self.shaping = (update or Update()).of(advantage, whitens), shaping or Shaping()
         self.mixing, self.critic, self.value_head, self.packing = mixing, critic, value_head, packing
         self._sources, self._watch_sources = list(rewards), list(watch or [])
         self._check_options()
@@ -148,6 +163,7 @@ class OnlineModule(GroupModule):
         self._averages = Averages()
         self._fatal: ValueError | None = None
         self._told: set[str] = set()
+        self._description: dict[str, Any] | None = None
 
     def _check_options(self) -> None:
         if self.advantage not in ("gae", "rloo", "grpo"):
@@ -181,6 +197,10 @@ class OnlineModule(GroupModule):
         Errors: ValueError for two of one name, for one that cannot be opened, and for callbacks that regularize.
         """
         check_trainer(self.trainer)
+        check_masters(self.backbone)
+        if self.model is None:
+            sets = 2 if self.advantage == "gae" and self.critic == "apart" else 1
+            rank_zero_info(training_memory(self.backbone, adapters=sets).describe(self.trainer.world_size))
         if self._regularizers:
             raise ValueError(
                 f"{self._regularizers[0].name}: regularizers are for pairs; OnlineModule has kl and mixing instead"
@@ -383,7 +403,7 @@ class OnlineModule(GroupModule):
         if chosen.known_N.any():
             advantage_L = self._advantages(experience, told, chosen)
             target = targets(experience, told, chosen, advantage_L, self.update)
-            self._accumulate(packer.packs(prompts), target)
+            self._accumulate(packer.packs(prompts), target, prompts)
             raw = self.trainer.optimizers[0]
             self.configure_gradient_clipping(raw, self.update.max_gradient_norm, "norm")
         with self._memory_errors():
@@ -404,7 +424,7 @@ class OnlineModule(GroupModule):
             mixed_L = whiten(mixed_L, known_L)
         return mixed_L
 
-    def _accumulate(self, packs: Sequence[Pack], target: Targets) -> None:
+    def _accumulate(self, packs: Sequence[Pack], target: Targets, prompts: Sequence[int]) -> None:
         """Forward and backward of a step's packs, which together are its loss."""
         totals: dict[str, Tensor] = {}
         for pack in packs:
@@ -423,7 +443,8 @@ class OnlineModule(GroupModule):
         nothing = totals["loss"].new_zeros(0)
         values = PairValues(*[nothing] * 7)
         # The meter takes a step for one pack, as packs are as many as an iteration's answers need.
-        whole = dataclasses.replace(packs[-1].batch, packs=1, micro_batch=0)
+        rows = torch.tensor(prompts, dtype=torch.int64)
+        whole = dataclasses.replace(packs[-1].batch, packs=1, micro_batch=0, row_C=rows)
         self.meter.add(whole, self.global_step, totals, values, attention=self._flops is not None)
 
     @property
@@ -458,7 +479,7 @@ class OnlineModule(GroupModule):
         """What an iteration's answers depend on: policy, prompts, options, seed; the same on every rank."""
         assert isinstance(self.model, PolicyModel)
         learning = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        weights = fingerprint(self.model, [name for name in learning if not name.startswith(("values.", "critic."))])
+        weights = fingerprint(self.model, [name for name in learning if not self.model.of_critic(name)])
         prompts = sorted(
             (number, prompt)
             for part in self._ranks_now.gather([*zip(batch.numbers, map(repr, batch.prompts), strict=True)])
@@ -470,19 +491,31 @@ class OnlineModule(GroupModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the iterations' state; an iteration that could not be learned from is to be done again."""
         super().on_save_checkpoint(checkpoint)
-        mixing = None if self.mixing is None else self.mixing.state_dict()
         checkpoint[STATE] = {
             "iterations": self.iterations,
             "controller": self.controller.state_dict(),
-            "mixing": mixing,
+            "mixing": None if self.mixing is None else self.mixing.state_dict(),
             "averages": self._averages.state_dict(),
         }
+        self._describe(checkpoint)
         if self._fatal is not None:
             self._step_back(checkpoint["loops"]["fit_loop"])
         elif (files := self._files()) is not None and self.trainer.is_global_zero:
             # The checkpoint is not whole yet: until the next one, what the last one began with stays.
             files.forget(self._saved_before)
             self._saved_before = self.iterations
+
+    def _describe(self, checkpoint: dict[str, Any]) -> None:
+        """Say of which model it is, and leave out what never trains."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not getattr(datamodule, "tokenizer", ""):
+            return
+        assert isinstance(self.model, PolicyModel)
+        if self._description is None:
+            self._description = describe(self.model, datamodule.tokenizer, datamodule.options)
+        checkpoint[DESCRIPTION] = self._description
+        for name in self._description["left_out"]:
+            checkpoint["state_dict"].pop(name, None)
 
     def _step_back(self, fit_loop: dict[str, Any]) -> None:
         """Let the loops and the loader stand before this iteration."""
@@ -501,6 +534,10 @@ class OnlineModule(GroupModule):
         Errors: ValueError for a checkpoint of another kind of run.
         """
         super().on_load_checkpoint(checkpoint)
+        assert isinstance(self.model, PolicyModel)
+        frozen = check_frozen(self.model, checkpoint)
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] |= frozen
         if "loops" not in checkpoint:
             return
         if (state := checkpoint.get(STATE)) is None:

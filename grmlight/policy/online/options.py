@@ -23,7 +23,8 @@ class Update:
             (GRPO, RLOO).
         gamma: discount a token, of "gae".
         lam: lambda of "gae".
-        whiten_advantages: give a step's advantages mean 0 and variance 1; "gae" does.
+        whiten_advantages: give a step's advantages mean 0 and variance 1; "gae" does with the KL in the reward. Beside
+            a KL in the loss it would change what the coefficient means.
         spread: what divides advantages of "grpo": the "group"'s standard deviation, the "batch"'s, or "none".
         value_weight: of the critic's loss.
         value_clip: values may move so far from their old ones before they count as clipped; None for any distance.
@@ -66,12 +67,12 @@ class Update:
         if not 0 <= self.value_weight < math.inf:
             raise ValueError(f"update.value_weight must be finite and at least 0, got {self.value_weight}")
 
-    def of(self, advantage: Advantage) -> Update:
-        """With nothing left open."""
+    def of(self, advantage: Advantage, whitens: bool) -> Update:
+        """With nothing left open; `whitens` is what `whiten_advantages` is where it is."""
         own = {
             "ratio": "answer" if advantage == "rloo" else "token",
             "average": "tokens" if advantage == "gae" else "answers",
-            "whiten_advantages": advantage == "gae",
+            "whiten_advantages": whitens,
         }
         return dataclasses.replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 

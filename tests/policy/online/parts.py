@@ -22,10 +22,7 @@ END = 2
 class PromptBatch:
     prompts: tuple[str, ...]
     numbers: tuple[int, ...]
-    rows: tuple[int, ...]
-    step: int = 0
-    micro_batch: int = 0
-    packs: int = 1
+    counts: tuple[int, ...]
 
     def to(self, *_, **__):
         return self
@@ -47,8 +44,8 @@ class PromptLoader:
             if self.steps == len(self):
                 self.epoch, self.steps = self.epoch + 1, 0
             numbers = range(self.rank, self.per_step, self.ranks)
-            rows = tuple(step * self.per_step + number for number in numbers)
-            yield PromptBatch(tuple(self.prompts[row] for row in rows), tuple(numbers), rows, step)
+            prompts = tuple(self.prompts[step * self.per_step + number] for number in numbers)
+            yield PromptBatch(prompts, tuple(numbers), (1,) * len(prompts))
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "steps": self.steps}

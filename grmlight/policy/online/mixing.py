@@ -55,7 +55,7 @@ class Mixer(ABC):
         """Before `mix`, once an iteration; returns figures to log, by name.
 
         Args:
-            reward_to_go: for each name, `KL` included, the mean over the iteration's answers (those with all rewards) of
+            reward_to_go: for each name, `KL` included, the mean over the iteration's answers that have all rewards of
                 the sum of its rewards from the first token on, discounted by gamma. The critic is not in it.
         """
         return {}

@@ -127,7 +127,8 @@ def run_trainer(arguments: list[str]) -> None:
 def usage() -> str:
     """The overview of all commands."""
     commands = TRAINER_COMMANDS | {name: text for name, (text, _) in FUNCTIONS.items()}
-    lines = "\n".join(f"  {name:9} {text}" for name, text in commands.items())
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:{width}} {text}" for name, text in commands.items())
     return f"usage: grmlight COMMAND [ARGUMENTS]\n\ncommands (each has --help):\n{lines}"
 
 

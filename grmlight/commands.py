@@ -225,6 +225,29 @@ def run_relabel(arguments: list[str]) -> None:
     print(f"{found.describe()}\nrelabeled: {given.out}")
 
 
+def run_proxy_points(arguments: list[str]) -> None:
+    """`proxy-points RUN... --rewards A,B --evaluation GOLD --out thresholds.yaml`."""
+    from grmlight.policy.constraints.proxy_points import FitOptions, Method, proxy_points
+
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight proxy-points",
+        description="Find up to which value of each reward more of it still means more of the evaluation.",
+    )
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="run directories or files of JSON lines; REWARD=RUN for one that optimized it"
+    )
+    parser.add_argument("--rewards", type=str, required=True, help="names, with commas")
+    parser.add_argument("--evaluation", type=str, default="gold", help="the name of what no run optimized")
+    parser.add_argument("--out", type=Path, required=True, help="the YAML file to write; the picture is beside it")
+    parser.add_argument("--method", type=Method, default="joint", help="which points the thresholds are")
+    parser.add_class_arguments(FitOptions)
+    given = parser.parse_args(arguments)
+    options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__})
+    names = [name.strip() for name in given.rewards.split(",") if name.strip()]
+    print(proxy_points(given.runs, names, given.evaluation, given.out, given.method, options))
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
@@ -234,5 +257,6 @@ FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "relabel": ("label pairs anew by a reward, with noise", run_relabel),
     "label": ("let a language model label pairs for capabilities", run_label),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
+    "proxy-points": ("find thresholds for constrained PPO in runs", run_proxy_points),
     "ensemble": ("put trained reward models together", run_ensemble),
 }

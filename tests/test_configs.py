@@ -19,7 +19,8 @@ CONFIGS = sorted(
     # Not ours to parse: tests/test_convert.py looks at it.
     if path.parent.name != "serving"
 )
-ROOTS = ["configs/grm.yaml", *(f"configs/{name}.yaml" for name in ("sft", "dpo", "rpo", "ipo", "slic"))]
+POLICIES = ("sft", "dpo", "rpo", "ipo", "slic", "ppo", "rloo", "grpo", "ppo-constrained")
+ROOTS = ["configs/grm.yaml", *(f"configs/{name}.yaml" for name in POLICIES)]
 """Configurations that need no other one before them."""
 PARSED = {}
 RECIPES = [f"configs/{name}.yaml" for name in ("gemma-2b-it", "mistral-7b-instruct")]

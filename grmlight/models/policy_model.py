@@ -32,18 +32,15 @@ from grmlight.data.batch import GroupBatch
 from grmlight.models import checkpoint
 from grmlight.models.backbone import (
     BackboneConfig,
-    adapter_on,
-    add_adapters,
     decoder,
     enable_checkpointing,
     hidden_size,
-    same_adapter,
-    tuner_layers,
 )
 from grmlight.models.causal_model import CausalModel, Packing
 from grmlight.models.decoding import Decoded, Pick, decode
 from grmlight.models.heads import HeadConfig, InFloat32, RewardHead
 from grmlight.models.hidden import HiddenStates, packed_states
+from grmlight.models.lora import adapter_on, add_adapters, same_adapter, tuner_layers
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.models.padded import padded_states
 

@@ -10,13 +10,13 @@ def seed_dropout(device: torch.device, *numbers: int) -> None:
 
     `torch.manual_seed` would go through every kind of device, present or not.
     """
-    seed = _mix(*numbers)
+    seed = mixed_seed(*numbers)
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _mix(*numbers: int) -> int:
+def mixed_seed(*numbers: int) -> int:
     """A seed from several numbers, by the splitmix64 finalizer."""
     state = 0
     for number in numbers:

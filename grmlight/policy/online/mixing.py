@@ -1,8 +1,8 @@
 """Mixing: one advantage for each token from those of several rewards.
 
 Every reward has its own advantages (and with GAE its own value head); the KL to the reference is one of them, under the
-name `KL`. Once an optimizer step the module tells the mixer what the step's answers returned, and asks it to mix their
-advantages. All ranks hold all rollouts, so they do it alike, on the CPU.
+name `KL`. Once an iteration the module tells the mixer what its answers returned, and for each optimizer step asks it
+to mix advantages. All ranks hold all rollouts, so they do it alike, on the CPU.
 
 Shape suffixes: L answer tokens, N answers.
 """
@@ -47,12 +47,16 @@ class Mixer(ABC):
         """
         return
 
+    def shape(self, rewards: Mapping[str, Float[Tensor, " N"]]) -> Mapping[str, Float[Tensor, " N"]]:
+        """What is optimized in place of each reward's value of each answer; NaN stays NaN. `KL` is not among them."""
+        return rewards
+
     def update(self, reward_to_go: Mapping[str, float]) -> dict[str, float]:
-        """Before `mix`, once an optimizer step; returns figures to log, by name.
+        """Before `mix`, once an iteration; returns figures to log, by name.
 
         Args:
-            reward_to_go: for each name, `KL` included, the mean over the step's answers of the sum of its rewards from
-                the answer's first token on, discounted by gamma. The critic is not in it.
+            reward_to_go: for each name, `KL` included, the mean over the iteration's answers that have all rewards of
+                the sum of its rewards from the first token on, discounted by gamma. The critic is not in it.
         """
         return {}
 

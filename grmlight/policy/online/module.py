@@ -52,7 +52,7 @@ from grmlight.models import (
 from grmlight.models.checkpoint import fingerprint
 from grmlight.models.parallel import reshard
 from grmlight.models.policy_model import Critic
-from grmlight.module import GroupModule, NonFinite, Schedule, _mix, _seed, default_optimizer
+from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 from grmlight.pair_module import check_masters
 from grmlight.policy.online.advantages import Advantage, whiten
 from grmlight.policy.online.buffer import RolloutFiles
@@ -71,6 +71,7 @@ from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
+from grmlight.training.seeding import mixed_seed, seed_dropout
 from grmlight.training.sharding import check_trainer
 
 logger = logging.getLogger("grmlight")
@@ -309,7 +310,7 @@ class OnlineModule(GroupModule):
         assert self.sampler is not None
         wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
         collector = Collector(self.sampler, self.sampling, wanted, self._ranks_now, self._files(), self._say)
-        seed = _mix(self.seed, self.iterations, 1)
+        seed = mixed_seed(self.seed, self.iterations, 1)
         kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
         own = {name: kept.rewards[name] for name in self.rewards}
         watched = {name: kept.rewards[_WATCH + name] for name in self.watched}
@@ -359,7 +360,8 @@ class OnlineModule(GroupModule):
     def _streams(self, experience: Experience) -> Streams:
         """Advantages and returns of the score, or of each reward where they are mixed."""
         if self.mixing is not None:
-            rewards = separate_rewards(experience)
+            shaped = dict(self.mixing.shape(experience.rewards))
+            rewards = separate_rewards(dataclasses.replace(experience, rewards=shaped))
         else:
             rewards = token_rewards(experience, self.controller.coefficient if self.kl.where == "reward" else 0.0)
         update = self.update
@@ -388,22 +390,25 @@ class OnlineModule(GroupModule):
 
     def _learn(self, experience: Experience, told: Streams) -> dict[str, float]:
         """All optimizer steps on an iteration's answers; returns the mixer's figures."""
+        figures: dict[str, float] = {}
+        if self.mixing is not None:
+            known_N = experience.known_N
+            returned = {name: values_N[known_N].mean().item() for name, values_N in told.returned_N.items()}
+            figures = {f"mixing_{name}": value for name, value in self.mixing.update(returned).items()}
         packer = self._packer(experience.rollouts)
-        averages = Averages()
         for epoch in range(self.update.epochs):
-            seed = _mix(self.seed, self.iterations, 2 + epoch)
+            seed = mixed_seed(self.seed, self.iterations, 2 + epoch)
             for prompts in minibatches(len(experience.rollouts), self.update.minibatches, seed):
-                averages.add(self._step(experience, told, packer, prompts.tolist()))
-        return averages.take()
+                self._step(experience, told, packer, prompts.tolist())
+        return figures
 
-    def _step(self, experience: Experience, told: Streams, packer: Packer, prompts: Sequence[int]) -> dict[str, float]:
+    def _step(self, experience: Experience, told: Streams, packer: Packer, prompts: Sequence[int]) -> None:
         """One optimizer step on the answers to some prompts. One without any reward leaves everything as it is."""
         chosen = Chosen.of(experience, prompts)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        figures: dict[str, float] = {}
         if chosen.known_N.any():
-            advantage_L, figures = self._advantages(experience, told, chosen)
+            advantage_L = self._advantages(experience, told, chosen)
             target = targets(experience, told, chosen, advantage_L, self.update)
             self._accumulate(packer.packs(prompts), target, prompts)
             raw = self.trainer.optimizers[0]
@@ -412,34 +417,26 @@ class OnlineModule(GroupModule):
             optimizer.step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        return figures
 
-    def _advantages(
-        self, experience: Experience, told: Streams, chosen: Chosen
-    ) -> tuple[Float[Tensor, " L"], dict[str, float]]:
-        """The advantage of each chosen token, and the mixer's figures."""
+    def _advantages(self, experience: Experience, told: Streams, chosen: Chosen) -> Float[Tensor, " L"]:
+        """The advantage of each chosen token."""
         known_L = chosen.known_N[chosen.response_L]
         separate = {name: values_L[chosen.places_L] for name, values_L in told.advantages.items()}
         if self.mixing is None:
-            mixed_L, figures = separate[SCORE], {}
+            mixed_L = separate[SCORE]
         else:
             rewards = {name: values_N[chosen.answers_N] for name, values_N in experience.rewards.items()}
-            returned = {
-                name: values_N[chosen.answers_N][chosen.known_N].mean().item()
-                for name, values_N in told.returned_N.items()
-            }
-            figures = {f"mixing_{name}": value for name, value in self.mixing.update(returned).items()}
             batch = Minibatch(chosen.response_L, rewards, self.controller.coefficient)
             mixed_L = self.mixing.mix(separate, batch)
         if self.update.whiten_advantages:
             mixed_L = whiten(mixed_L, known_L)
-        return mixed_L, figures
+        return mixed_L
 
     def _accumulate(self, packs: Sequence[Pack], target: Targets, prompts: Sequence[int]) -> None:
         """Forward and backward of a step's packs, which together are its loss."""
         totals: dict[str, Tensor] = {}
         for pack in packs:
-            _seed(self.device, _mix(self.seed, self.global_step, pack.batch.micro_batch, self.global_rank))
+            seed_dropout(self.device, self.seed, self.global_step, pack.batch.micro_batch, self.global_rank)
             last = pack.batch.micro_batch + 1 == pack.batch.packs
             with self._memory_errors(), contextlib.nullcontext() if last else self._unsynced():
                 batch = pack.batch.to(self.device)

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemWriter
 
 from grmlight import ExpertsModule, PairDataModule, PrepareOptions, RewardModule
+from grmlight.data.batch import GroupBatch
 from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, gather
@@ -158,7 +159,8 @@ class Recorder(L.Callback):
         self.out, self.kill_at = out, kill_at
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.kill_at and batch.micro_batch + 1 == trainer.accumulate_grad_batches:
+        last = not isinstance(batch, GroupBatch) or batch.micro_batch + 1 == trainer.accumulate_grad_batches
+        if trainer.global_step == self.kill_at and last:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_end(self, trainer, pl_module):

@@ -310,8 +310,8 @@ def test_a_loss_that_is_not_finite(on_nonfinite):
 
     class Poisoned(OnlineModule):
         def _advantages(self, experience, told, chosen):
-            found, figures = super()._advantages(experience, told, chosen)
-            return (found * math.nan if self.global_step == 3 else found), figures
+            found_L = super()._advantages(experience, told, chosen)
+            return found_L * math.nan if self.global_step == 3 else found_L
 
     module = Poisoned(small_backbone(), [digits], sampling=SamplingOptions(samples=4), on_nonfinite=on_nonfinite)
     module.sampler = Canned()

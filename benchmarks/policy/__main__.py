@@ -1,23 +1,33 @@
 """Run the benchmarks: `python -m benchmarks.policy [PART ...]`; parts not named keep their earlier results.
 
-Writes benchmarks/results/policy.json. Times are seconds of the process's own processors with one thread.
+Parts: best_of_n, alignment (about 20 minutes), online. Writes benchmarks/results/policy.json and the tables in
+docs/benchmarks.md. Times are seconds of the process's own processors with one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.policy.alignment import alignment_rows
 from benchmarks.policy.best_of_n import best_of_n_rows
-from benchmarks.train.report import Row, write_json
+from benchmarks.policy.online import online_rows
+from benchmarks.train.ours import quiet
+from benchmarks.train.report import Row, write_json, write_tables
 
-_RESULT = Path(__file__).parents[1] / "results" / "policy.json"
+_ROOT = Path(__file__).parents[1]
+_RESULT, _PAGE = _ROOT / "results" / "policy.json", _ROOT.parent / "docs" / "benchmarks.md"
 
-PARTS: dict[str, Callable[[], list[Row]]] = {"best_of_n": best_of_n_rows}
+PARTS: dict[str, Callable[[Path], list[Row]]] = {
+    "best_of_n": lambda _: best_of_n_rows(),
+    "alignment": alignment_rows,
+    "online": online_rows,
+}
 
 
 def main() -> None:
@@ -25,13 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     warnings.filterwarnings("ignore")
+    quiet()
     torch.set_num_threads(1)
     for part in parser.parse_args().parts or list(PARTS):
         print(part, flush=True)
-        rows = PARTS[part]()
+        with tempfile.TemporaryDirectory() as folder:
+            rows = PARTS[part](Path(folder))
         for row in rows:
             print(f"{row.figure}: {row.value:.3g} {row.unit} {row.verdict}", flush=True)
         write_json(part, rows, _RESULT)
+        write_tables(_PAGE, _RESULT)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-_BEGIN, _END = "<!-- train -->", "<!-- /train -->"
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -58,7 +56,8 @@ def write_json(part: str, rows: list[Row], path: Path) -> None:
 
 
 def write_tables(path: Path, result: Path) -> None:
-    """Replace the part of the page between the markers by what the result says."""
+    """Replace the part of the page between the markers of the result's name by what it says."""
+    begin, end = f"<!-- {result.stem} -->", f"<!-- /{result.stem} -->"
     found = json.loads(result.read_text())
     names = [field.name for field in dataclasses.fields(Row)]
     rows = [Row(**{name: entry[name] for name in names}) for entry in found["rows"]]
@@ -67,7 +66,7 @@ def write_tables(path: Path, result: Path) -> None:
     machine_line = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     text = "\n".join(
         [
-            _BEGIN,
+            begin,
             "",
             machine_line + ".",
             "",
@@ -82,12 +81,12 @@ def write_tables(path: Path, result: Path) -> None:
             "|---|---|",
             *(f"| {row.figure} | {_number(row.value)} {row.unit} |" for row in others),
             "",
-            _END,
+            end,
         ]
     )
     page = path.read_text()
-    before, rest = page.split(_BEGIN)
-    path.write_text(before + text + rest.split(_END)[1])
+    before, rest = page.split(begin)
+    path.write_text(before + text + rest.split(end)[1])
 
 
 def _number(value: float) -> str:

@@ -192,6 +192,8 @@ def _quiet() -> None:
     """Leave out what frameworks say about themselves."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    # An online run logs its rollouts, and its data may hold no prompts for validation.
+    warnings.filterwarnings("ignore", message=".*but have no `validation_step`. Skipping val loop.*")
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.callbacks.model_checkpoint"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith("\N{ELECTRIC LIGHT BULB}"))

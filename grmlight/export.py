@@ -37,7 +37,7 @@ _MODEL_CONFIGS = ("config.json", ADAPTER_CONFIG)
 
 
 class SaveModel(Callback):
-    """Writes the trained model to `model/` in the run directory, and prints where it is and how to score with it."""
+    """Writes the trained model to `model/` in the run directory, and prints where it is and what to do with it."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
@@ -54,6 +54,8 @@ class SaveModel(Callback):
         print(f"model: {directory / MODEL_FOLDER}")
         if isinstance(model, AnyRewardModel):
             print(f"score with it: grmlight score {directory / MODEL_FOLDER} PAIRS.jsonl --out scores.jsonl")
+        else:
+            print(f"sample from it: grmlight bon --policy {directory / MODEL_FOLDER} --prompts PROMPTS.jsonl --out DIR")
 
 
 def save_model(model: AnyRewardModel | PolicyModel, directory: Path, tokenizer: str, options: PrepareOptions) -> None:

@@ -1,4 +1,4 @@
-"""LearningCurve: a picture of the run in its directory, drawn from the CSV log."""
+"""LearningCurve: a picture of the run in its directory, drawn from the CSV log, and what became of the answers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from grmlight.evaluation.answer_figures import Series, describe_answers, is_online, plot_answers
 from grmlight.evaluation.pair_figures import NO_TERMS
 from grmlight.evaluation.run_report import run_directory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Series = dict[str, list[tuple[int, float]]]
-
 
 class LearningCurve(Callback):
-    """Draws `learning_curve.png` after each validation and at the end, from the run's `metrics.csv`."""
+    """Draws `learning_curve.png` after each validation and at the end, from the run's `metrics.csv`.
+
+    At the end of a policy's run it prints in a line what became of its answers.
+    """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After each validation, the sanity check left out."""
@@ -27,16 +29,22 @@ class LearningCurve(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
-        self._draw(trainer)
+        if text := describe_answers(self._draw(trainer)):
+            print(text)
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw(self, trainer: Trainer) -> Series:
+        """Returns what was drawn; nothing where nothing is kept, and on all ranks but the first."""
         directory = run_directory(trainer)
         if directory is None or not trainer.is_global_zero:
-            return
+            return {}
         for logger in trainer.loggers:
             logger.save()
-        if (log := directory / "metrics.csv").exists():
-            plot_learning_curve(read_series(log)).savefig(directory / "learning_curve.png", dpi=120)
+        if not (log := directory / "metrics.csv").exists():
+            return {}
+        series = read_series(log)
+        figure = plot_answers(series) if is_online(series) else plot_learning_curve(series)
+        figure.savefig(directory / "learning_curve.png", dpi=120)
+        return series
 
 
 def read_series(path: Path) -> Series:

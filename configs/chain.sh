@@ -51,6 +51,6 @@ PROXY=$(fit --config configs/grm.yaml --config configs/chain.yaml --trainer.max_
 first "$HELD_OUT" "$MEASURED" > "$OUT/held_out.jsonl"
 $GRMLIGHT bon --policy "$SFT" --prompts "$OUT/held_out.jsonl" --samples "$SAMPLES" --max_new_tokens 40 --seed 2 \
     --reward proxy="$PROXY" --gold "$GOLD" --max_n "$MAX_N" --out "$OUT/curves"
-echo "policy: $SFT"
-echo "proxy: $PROXY"
+echo "policy model: $SFT"
+echo "proxy model: $PROXY"
 echo "curves: $OUT/curves/curves.md, $OUT/curves/curves.png"

@@ -55,7 +55,8 @@ class SaveModel(Callback):
         if isinstance(model, AnyRewardModel):
             print(f"score with it: grmlight score {directory / MODEL_FOLDER} PAIRS.jsonl --out scores.jsonl")
         else:
-            print(f"sample from it: grmlight bon --policy {directory / MODEL_FOLDER} --prompts PROMPTS.jsonl --out DIR")
+            policy = f"--policy {directory / MODEL_FOLDER}"
+            print(f"sample from it: grmlight bon {policy} --prompts PROMPTS.jsonl --samples 4 --out DIR")
 
 
 def save_model(model: AnyRewardModel | PolicyModel, directory: Path, tokenizer: str, options: PrepareOptions) -> None:

@@ -69,11 +69,16 @@ def header(path):
     return "\n".join(lines).replace("\\\n", " ")
 
 
+def header_commands(path):
+    """The arguments after each `grmlight fit` in a file's header."""
+    return [shlex.split(found) for found in re.findall(r"^.*\bgrmlight fit (.*)$", header(path), re.MULTILINE)]
+
+
 def command(path):
-    """The arguments after `grmlight fit` in a file's header."""
-    found = re.search(r"^.*\bgrmlight fit (.*)$", header(path), re.MULTILINE)
+    """The arguments after the first one."""
+    found = header_commands(path)
     assert found, f"{path}: no `grmlight fit` command heads the file"
-    return shlex.split(found[1])
+    return found[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -224,6 +229,13 @@ def test_the_policy_recipe_goes_with_every_objective(kind, parse):
     _, config = parse("--config", f"configs/{kind}.yaml", *overlay)
     assert config.model.init_args.objective.kind == kind
     assert config.model.init_args.backbone.name == "HuggingFaceH4/mistral-7b-sft-beta"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_s_header_ends_with_the_command_for_a_real_model(name, parse):
+    _, config = parse(*header_commands(f"configs/{name}.yaml")[-1])
+    assert not config.model.init_args.backbone.name.startswith("package:")
+    assert "lab" not in config.data.class_path
 
 
 @pytest.mark.parametrize(("stride", "words"), [(2, "400K"), (20, "40K"), (100, "8K")])

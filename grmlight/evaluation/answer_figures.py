@@ -32,10 +32,14 @@ def describe_answers(series: Series) -> str:
     prefix = next((prefix for prefix, name in _KL.items() if name in series), None)
     if prefix is None:
         return ""
-    shown = {**_rewards(series, prefix), "KL": series[_KL[prefix]], "tokens": series[f"{prefix}tokens"]}
-    parts = [f"{name} {points[0][1]:.2f} to {points[-1][1]:.2f}" for name, points in shown.items()]
+    parts = [_change(name, points) for name, points in _rewards(series, prefix).items()]
+    parts += [f"{_change('KL', series[_KL[prefix]])} nats", f"{_change('length', series[f'{prefix}tokens'])} tokens"]
     steps = series[_KL[prefix]]
     return f"answers, step {steps[0][0]} to {steps[-1][0]}: {', '.join(parts)}"
+
+
+def _change(name: str, points: list[tuple[int, float]]) -> str:
+    return f"{name} {points[0][1]:.2f} to {points[-1][1]:.2f}"
 
 
 def _rewards(series: Series, prefix: str) -> Series:

@@ -21,12 +21,15 @@ SAMPLED = {
 
 def test_an_online_run_s_line_says_each_reward_once():
     assert describe_answers(ONLINE) == (
-        "answers, step 4 to 8: score -0.10 to 0.90, watch_gold 0.00 to 0.46, KL 0.00 to 2.42, tokens 7.70 to 7.30"
+        "answers, step 4 to 8: score -0.10 to 0.90, watch_gold 0.00 to 0.46, "
+        "KL 0.00 to 2.42 nats, length 7.70 to 7.30 tokens"
     )
 
 
 def test_an_alignment_run_s_line_is_of_what_was_sampled():
-    assert describe_answers(SAMPLED) == "answers, step 0 to 19: gold 0.10 to 0.60, KL 0.00 to 1.50, tokens 8.00 to 9.00"
+    assert describe_answers(SAMPLED) == (
+        "answers, step 0 to 19: gold 0.10 to 0.60, KL 0.00 to 1.50 nats, length 8.00 to 9.00 tokens"
+    )
 
 
 def test_a_reward_model_has_no_answers():

@@ -48,8 +48,9 @@ def test_a_shipped_policy_runs_and_says_what_came_of_it(name, tmp_path):
     command = [sys.executable, "-m", "grmlight", "fit", "--config", REPOSITORY / f"configs/{name}.yaml", *few]
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    # Warnings of packages begin with the file that warns.
     assert "Warning" not in done.stderr
-    assert "ModelCheckpoint" not in done.stderr
+    assert "site-packages" not in done.stderr
 
     directory = tmp_path / "runs" / name / "version_0"
     model = printed(done.stdout, "model: ")

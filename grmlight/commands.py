@@ -172,11 +172,68 @@ def run_label(arguments: list[str]) -> None:
     print(f"labels: {given.out}")
 
 
+def run_bon(arguments: list[str]) -> None:
+    """`bon --policy LM --reward RM --gold GOLD --prompts F --samples N --out DIR`."""
+    from grmlight.policy.best_of_n import BestOfN, SweepOptions, named_rewards, run_best_of_n
+    from grmlight.policy.sampler import SamplingOptions
+
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight bon",
+        description="Sample answers, score each once, and give proxy and gold of the best of n against KL for every n.",
+    )
+    parser.add_argument("--policy", type=str, required=True, help="a model folder, a run directory or a hub name")
+    parser.add_argument("--prompts", type=str, required=True, help="the file of prompts")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the pool, its scores and the curves")
+    parser.add_argument(
+        "--reward", nargs="+", default=[], help="proxies: SPEC or NAME=SPEC; a run, a model, a class path"
+    )
+    parser.add_argument("--gold", type=str, help="the reward that stands for people, as grmlight.lab.GoldReward")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--pairs", type=Path, help="write two answers a prompt as pairs")
+    parser.add_argument("--best", type=Path, help="write the best of the first --n answers, beside the worst")
+    parser.add_argument("--n", type=int, help="answers that --best chooses from")
+    parser.add_argument("--label", type=str, help="what orders pairs: a reward, mean, wco, uwo or gold")
+    parser.add_class_arguments(SamplingOptions)
+    parser.add_class_arguments(SweepOptions)
+    parser.set_defaults({"samples": 256})
+    given = parser.parse_args(arguments)
+    names = ("policy", "prompts", "out", "gold", "seed", "pairs", "best", "n", "label")
+    job = BestOfN(
+        **{name: given[name] for name in names},
+        rewards=named_rewards(given.reward),
+        sampling=SamplingOptions(**{name: given[name] for name in SamplingOptions.__dataclass_fields__}),
+        sweep=SweepOptions(**{name: given[name] for name in SweepOptions.__dataclass_fields__}),
+    )
+    print(run_best_of_n(job).describe())
+    print(f"best of n: {given.out}")
+
+
+def run_relabel(arguments: list[str]) -> None:
+    """`relabel FILE --reward GOLD --out F`."""
+    from grmlight.policy.relabel import relabel
+    from grmlight.policy.rewards import open_reward
+
+    parser = ArgumentParser(
+        exit_on_error=False, prog="grmlight relabel", description="Label pairs anew by a reward, with noise if wanted."
+    )
+    parser.add_argument("file", type=str, help="a file, a folder, or a data set NAME[@CONFIG][:SPLIT]")
+    parser.add_argument("--reward", type=str, required=True, help="a run, a model, or a class path")
+    parser.add_argument("--out", type=Path, required=True, help="the pairs to write")
+    parser.add_argument("--noise", type=float, default=0.0, help="share of labels to flip")
+    parser.add_argument("--seed", type=int, default=0, help="of the flips")
+    given = parser.parse_args(arguments)
+    found = relabel(given.file, given.out, open_reward(given.reward), given.noise, given.seed)
+    print(f"{found.describe()}\nrelabeled: {given.out}")
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
     "evaluate": ("measure a model on benchmarks and pair files", run_evaluate),
     "compare": ("put runs into the papers' tables", run_compare),
+    "bon": ("best-of-n: proxy and gold against KL for every n", run_bon),
+    "relabel": ("label pairs anew by a reward, with noise", run_relabel),
     "label": ("let a language model label pairs for capabilities", run_label),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
     "ensemble": ("put trained reward models together", run_ensemble),

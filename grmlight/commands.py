@@ -83,7 +83,7 @@ def run_score(arguments: list[str]) -> None:
     parser.add_argument("--variance_weight", type=float | None, help="lambda of uwo")
     given = parser.parse_args(arguments)
     found = score(given.model, given.file, given.out, given.pairs_per_batch, given.aggregation, given.variance_weight)
-    print(describe_report("scored", {"source": given.file} | found.report))
+    print(describe_report("scored", {"source": given.file} | found))
     print(f"scores: {given.out}")
 
 
@@ -95,9 +95,7 @@ def run_evaluate(arguments: list[str]) -> None:
     parser.add_argument("model", type=Path, help="a run directory or a model folder")
     names = ", ".join(BENCHMARKS)
     parser.add_argument("--benchmarks", type=str, help=f"names, with commas: {names}; NAME=PATH reads a local copy")
-    parser.add_argument(
-        "--pairs", type=str, help="a file of pairs: chosen and rejected, or two rated conversations a row"
-    )
+    parser.add_argument("--pairs", type=str, help="a file of pairs or rankings, in any form that training takes")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_class_arguments(Destinations)
     parser.add_class_arguments(ScoringOptions)

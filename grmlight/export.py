@@ -20,7 +20,7 @@ from grmlight.data.files import remove, temporary_sibling, write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.run_report import run_directory
-from grmlight.models import AnyRewardModel, RewardModel, gather, load_reward_model
+from grmlight.models import AnyRewardModel, PolicyModel, RewardModel, gather, load_reward_model
 from grmlight.models.adapters import ADAPTER_CONFIG
 from grmlight.models.backbone import HEAD_PREFIX
 from grmlight.models.checkpoint import MEMBER, publish_model
@@ -43,7 +43,7 @@ class SaveModel(Callback):
         """After the last step."""
         directory = run_directory(trainer)
         model: Any = pl_module.model
-        if directory is None or not isinstance(model, AnyRewardModel) or (whole := gather(model)) is None:
+        if directory is None or not isinstance(model, AnyRewardModel | PolicyModel) or (whole := gather(model)) is None:
             return
         if not trainer.is_global_zero:
             return
@@ -52,10 +52,11 @@ class SaveModel(Callback):
             return
         save_model(whole, directory / MODEL_FOLDER, datamodule.tokenizer, datamodule.options)
         print(f"model: {directory / MODEL_FOLDER}")
-        print(f"score with it: grmlight score {directory / MODEL_FOLDER} PAIRS.jsonl --out scores.jsonl")
+        if isinstance(model, AnyRewardModel):
+            print(f"score with it: grmlight score {directory / MODEL_FOLDER} PAIRS.jsonl --out scores.jsonl")
 
 
-def save_model(model: AnyRewardModel, directory: Path, tokenizer: str, options: PrepareOptions) -> None:
+def save_model(model: AnyRewardModel | PolicyModel, directory: Path, tokenizer: str, options: PrepareOptions) -> None:
     """Write a model folder: weights, configuration, tokenizer, and the preparation options."""
     model.save_pretrained(directory, tokenizer=load_tokenizer(tokenizer, options.chat_template))
     write_options(directory, options, **model.folder_entries())
@@ -101,7 +102,7 @@ def export(source: Path, out: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A reward model with what reads text for it.
+    """A model with what reads text for it.
 
     Attributes:
         model: the model.
@@ -109,7 +110,7 @@ class Opened:
         options: how a text is read.
     """
 
-    model: AnyRewardModel
+    model: AnyRewardModel | PolicyModel
     tokenizer: Any
     options: PrepareOptions
 

@@ -5,10 +5,14 @@ Shape suffixes: C comparisons, N responses. `logps` are sums over the scored tok
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+IpoScale = Literal["paper", "daa"]
 
 
 def preference_loss(
@@ -58,6 +62,50 @@ def dpo(
     """
     reference_C = torch.as_tensor(reference_better_C) - torch.as_tensor(reference_worse_C)
     return preference_loss(beta * (better_C - worse_C - reference_C), torch.zeros_like(better_C), label_C)
+
+
+def log_ratio_margin(
+    better_C: Float[Tensor, " C"],
+    worse_C: Float[Tensor, " C"],
+    reference_better_C: Float[Tensor, " C"],
+    reference_worse_C: Float[Tensor, " C"],
+) -> Float[Tensor, " C"]:
+    """What direct alignment drives: h, the log-ratio to the reference of the better response minus the worse one's."""
+    return (better_C - reference_better_C) - (worse_C - reference_worse_C)
+
+
+def length_margin(
+    better_tokens_C: Tensor, worse_tokens_C: Tensor, beta: float, penalty: float
+) -> Float[Tensor, " C"] | float:
+    """What is added to the margin h so that the reward that it stands for pays `penalty` for each token.
+
+    Maximizing `r - penalty |y|` under a KL penalty of factor beta moves the optimum's h by `-penalty / beta` times the
+    difference in tokens, so the loss sees `h + (penalty / beta) (|better| - |worse|)`. Source: Park et al. 2024
+    (length-regularized DPO).
+    """
+    return penalty / beta * (better_tokens_C - worse_tokens_C)
+
+
+def slic(margin_C: Float[Tensor, " C"], beta: float, label_C: Float[Tensor, " C"] | float = 1.0) -> Float[Tensor, " C"]:
+    """SLiC's hinge on the log-ratio margin h, `max(0, 1 - beta h)`; a soft label p mixes both sides' losses.
+
+    Source: Zhao et al. 2023 (SLiC-HF), in the form of Rafailov et al. 2024 (arXiv 2406.02900).
+    """
+    return label_C * F.relu(1 - beta * margin_C) + (1 - label_C) * F.relu(1 + beta * margin_C)
+
+
+def ipo(
+    margin_C: Float[Tensor, " C"], beta: float, scale: IpoScale = "paper", label_C: Float[Tensor, " C"] | float = 1.0
+) -> Float[Tensor, " C"]:
+    """IPO's square on the log-ratio margin h of summed log-probs; a soft label p mixes both sides' losses.
+
+    "paper" is `(h - 1 / (2 beta))^2`, where beta is the paper's tau (Azar et al. 2023, eq. 17); "daa" is
+    `(beta h - 1)^2` (Rafailov et al. 2024). The same optimum takes a `beta` twice as large in "daa" as in "paper", and
+    the gradients then differ by a factor of that beta squared.
+    """
+    if scale == "paper":
+        return label_C * (margin_C - 0.5 / beta).square() + (1 - label_C) * (margin_C + 0.5 / beta).square()
+    return label_C * (beta * margin_C - 1).square() + (1 - label_C) * (beta * margin_C + 1).square()
 
 
 def centering(better_C: Float[Tensor, " C"], worse_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:

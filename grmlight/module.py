@@ -156,6 +156,13 @@ class GroupModule(L.LightningModule):
             penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
         return penalties
 
+    def figures(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Tensor]:
+        """What is logged beside the loss and its terms: a training pack's share of the step's mean, by name.
+
+        The names are in `grmlight.evaluation.pair_figures.NO_TERMS`.
+        """
+        return disagreement_terms(outputs, batch)
+
     def prepare_to_score(self) -> None:
         """Make the model what it would be if it were saved now. Call it on every rank."""
 
@@ -198,7 +205,7 @@ class GroupModule(L.LightningModule):
         with self._memory_errors():
             outputs = self(batch, self.signals)
             result = self.objective(outputs, batch)
-        terms = {"loss": result.loss.detach(), **result.terms, **disagreement_terms(outputs, batch)}
+        terms = {"loss": result.loss.detach(), **result.terms, **self.figures(outputs, batch)}
         values = pair_values(outputs.rewards_N, batch)
         self.meter.add(batch, self.global_step, terms, values, attention=self._flops is not None)
         return result.loss * (self.trainer.world_size * packs)

@@ -19,6 +19,8 @@ CONFIGS = sorted(
     # Not ours to parse: tests/test_convert.py looks at it.
     if path.parent.name != "serving"
 )
+ROOTS = ["configs/grm.yaml", *(f"configs/{name}.yaml" for name in ("sft", "dpo", "rpo", "ipo", "slic"))]
+"""Configurations that need no other one before them."""
 PARSED = {}
 RECIPES = [f"configs/{name}.yaml" for name in ("gemma-2b-it", "mistral-7b-instruct")]
 
@@ -78,7 +80,8 @@ def test_a_command_that_names_the_file_heads_it(path):
     arguments = command(path)
     named = [after for before, after in itertools.pairwise(arguments) if before == "--config"]
     assert path in named
-    assert named[0] == "configs/grm.yaml"
+    assert named[0] in ROOTS
+    assert path not in ROOTS or named == [path]
     assert all((REPOSITORY / each).is_file() for each in named)
 
 
@@ -128,8 +131,9 @@ def dig(value, key):
     return value
 
 
-def test_every_key_of_grm_yaml_has_a_comment():
-    lines = (REPOSITORY / "configs/grm.yaml").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("path", ROOTS)
+def test_every_key_of_a_root_has_a_comment(path):
+    lines = (REPOSITORY / path).read_text(encoding="utf-8").splitlines()
     in_loggers = False
     for number, line in enumerate(lines):
         key = re.fullmatch(r"(?P<indent> *)(- )?(?P<name>[\w+]+): +(?P<value>[^#\s].*)", line)
@@ -203,6 +207,23 @@ def test_the_full_recipe_is_table_5s(parse):
     assert (data.prepare.max_length, data.pairs_per_step, config.trainer.max_epochs) == (3000, 256, 1)
     assert "preference_700K" in data.train
     assert config.trainer.strategy.init_args.data_parallel_size == 8
+
+
+def test_the_policy_recipe_is_the_rpo_papers(parse):
+    """Liu et al. 2024, table 3 and its configuration: the beta series."""
+    _, config = parse(*command("configs/policies/zephyr-7b.yaml"))
+    model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
+    assert (model.objective.kind, model.objective.beta, model.objective.anchor) == ("rpo", 0.01, "paper")
+    assert (model.optimizer.init_args.lr, model.schedule, model.warmup_ratio) == (5e-7, "cosine", 0.1)
+    assert (data.pairs_per_step, data.prepare.max_length, trainer.max_epochs) == (128, 1024, 1)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "ipo", "slic"])
+def test_the_policy_recipe_goes_with_every_objective(kind, parse):
+    overlay = ["--config", "configs/policies/zephyr-7b.yaml", "--config", "configs/fsdp.yaml"]
+    _, config = parse("--config", f"configs/{kind}.yaml", *overlay)
+    assert config.model.init_args.objective.kind == kind
+    assert config.model.init_args.backbone.name == "HuggingFaceH4/mistral-7b-sft-beta"
 
 
 @pytest.mark.parametrize(("stride", "words"), [(2, "400K"), (20, "40K"), (100, "8K")])

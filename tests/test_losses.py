@@ -60,6 +60,38 @@ def test_dpo_follows_the_label():
     assert found.tolist() == pytest.approx([tie, -0.75 * log_sigmoid(-3.0) - 0.25 * log_sigmoid(3.0)], rel=1e-12)
 
 
+HINGES = [-4.0, 0.0, 0.5, 3.0, 25.0]
+"""Log-ratio margins on both sides of every kink and target below."""
+
+
+@pytest.mark.parametrize("label", [1.0, 0.5, 0.8])
+def test_slic_is_the_formula(label):
+    found = losses.slic(tensor(HINGES), 0.4, label).tolist()
+    assert found == pytest.approx(
+        [label * max(0.0, 1 - 0.4 * h) + (1 - label) * max(0.0, 1 + 0.4 * h) for h in HINGES], rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("label", [1.0, 0.5, 0.8])
+def test_ipo_is_the_formula_in_both_scales(label):
+    paper = losses.ipo(tensor(HINGES), 0.2, "paper", label).tolist()
+    assert paper == pytest.approx([label * (h - 2.5) ** 2 + (1 - label) * (h + 2.5) ** 2 for h in HINGES], rel=1e-12)
+    daa = losses.ipo(tensor(HINGES), 0.4, "daa", label).tolist()
+    assert daa == pytest.approx(
+        [0.16 * (label * (h - 2.5) ** 2 + (1 - label) * (h + 2.5) ** 2) for h in HINGES], rel=1e-12
+    )
+    assert daa == pytest.approx([0.4**2 * each for each in paper], rel=1e-12)
+
+
+def test_the_margin_pays_for_length_as_the_reward_does():
+    """The optimum of `E[r - penalty |y|] - beta KL` among two responses has the h whose lengthened margin is r's."""
+    beta, penalty, rewards, tokens = 0.3, 0.05, (1.7, 0.4), (11, 4)
+    optimum = [(reward - penalty * length) / beta for reward, length in zip(rewards, tokens, strict=True)]
+    h = losses.log_ratio_margin(*(tensor([value]) for value in (optimum[0] - 9, optimum[1] - 2, -9.0, -2.0)))
+    shift = losses.length_margin(*(torch.tensor([length]) for length in tokens), beta, penalty)
+    assert float(beta * (h + shift)) == pytest.approx(rewards[0] - rewards[1], rel=1e-6)
+
+
 def test_score_penalties_are_the_formulas():
     assert losses.centering(tensor([1.0, -2.0]), tensor([3.0, 2.0])).tolist() == [16.0, 0.0]
     assert losses.score_l2(tensor([1.0, -2.0]), tensor([3.0, 2.0])).tolist() == [5.0, 4.0]

@@ -30,6 +30,8 @@ from grmlight import ExpertsModule, PairDataModule, PrepareOptions, RewardModule
 from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, gather
+from grmlight.policy.alignment import PolicyModule
+from grmlight.policy.objectives import AlignmentObjective, Anchor
 from grmlight.regularizers import ScoreL2, TextGeneration
 from grmlight.training import checkpoints
 from grmlight.training.checkpoints import HIDDEN, Checkpoints
@@ -223,6 +225,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--one_file", action="store_true", help="of a sharded run, too")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--experts", action="store_true", help="a mixture of experts, in one epoch")
+    parser.add_argument("--objective", default=None, help="a policy's: sft, dpo, ipo, slic, rpo or rpo-reference")
+    parser.add_argument("--reference", default="store", help="of a policy that is fully trained: store or copy")
     parser.add_argument("--stop_after", default=None, help="a phase of experts")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
@@ -273,6 +277,9 @@ def main(arguments: list[str]) -> None:
     if given.experts:
         phases = Phases(Phase(steps=4), Phase(steps=5, rate=2.0), Phase(steps=4))
         module = ExpertsModule(backbone(given), TASKS, phases=phases, stop_after=given.stop_after, **options)
+    elif given.objective:
+        del options["head"]
+        module = PolicyModule(backbone(given), objective(given.objective), reference=given.reference, **options)
     else:
         ensemble = EnsembleConfig(3, given.ensemble, "wco", reference_pairs=10) if given.ensemble else None
         module = (MeanOfEachPack if given.mean else RewardModule)(backbone(given), ensemble=ensemble, **options)
@@ -290,8 +297,8 @@ def main(arguments: list[str]) -> None:
         log_every_n_steps=given.log_every,
         logger=StepLogger(given.out),
         callbacks=[
-            *([] if given.experts else [TextGeneration(0.1)]),
-            ScoreL2(0.01),
+            *([] if given.experts or given.objective else [TextGeneration(0.1)]),
+            *([] if given.objective else [ScoreL2(0.01)]),
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),
             SaveModel(),
@@ -302,6 +309,13 @@ def main(arguments: list[str]) -> None:
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=given.resume)
+
+
+def objective(name: str) -> AlignmentObjective:
+    """A policy's, with an anchor strong enough to be seen."""
+    kind, _, base = name.partition("-")
+    anchor = Anchor(eta=0.5, base=base or "chosen", max_new_tokens=8) if kind == "rpo" else None
+    return AlignmentObjective(kind, beta=0.3, anchor=anchor)
 
 
 def benchmarks(path: str) -> Benchmarks:

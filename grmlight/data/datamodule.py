@@ -10,7 +10,7 @@ import lightning.pytorch as L
 from grmlight.data.course import Course, CourseLoader
 from grmlight.data.files import cache_directory
 from grmlight.data.labels import GroupLabels
-from grmlight.data.loader import GroupLoader, TrainingLoader
+from grmlight.data.loader import GroupLoader, Select, TrainingLoader
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import Prepared, prepare
 from grmlight.data.sidecar import ResponseValues
@@ -34,7 +34,9 @@ class PairDataModule(L.LightningDataModule):
 
     Attributes:
         prepared: the stores by the names of their sets; the training pairs' is "train".
-        reference_logps: of the training pairs' responses; set by a module that computed them for this run.
+        reference_logps: of the sets' responses, by the sets' names; set by a module that computed them for this run.
+        select: what a training pack is turned into before it is trained on; set by a module that trains on other
+            responses than the pairs'.
         labels: tasks and capabilities of the sets' groups, by the sets' names; set by a module that needs them.
         course: the phases of the training, which then is one epoch; set by a module that has phases.
     """
@@ -58,7 +60,8 @@ class PairDataModule(L.LightningDataModule):
         self.eval_pairs = eval_pairs
         self.seed = seed
         self.prepared: dict[str, Prepared] = {}
-        self.reference_logps: ResponseValues | None = None
+        self.reference_logps: dict[str, ResponseValues] = {}
+        self.select: Select | None = None
         self.labels: dict[str, GroupLabels] = {}
         self.course: Course | None = None
 
@@ -98,7 +101,7 @@ class PairDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the stores."""
         # They are of one run's model; the next run may have another.
-        self.reference_logps, self.labels, self.course = None, {}, None
+        self.reference_logps, self.labels, self.course, self.select = {}, {}, None, None
         self._prepare(stage)
 
     def _prepare(self, stage: str | None) -> None:
@@ -116,8 +119,9 @@ class PairDataModule(L.LightningDataModule):
         options: dict[str, Any] = {
             "packs": self.trainer.accumulate_grad_batches if self.trainer else 1,
             "seed": self.seed,
-            "reference_logps": self.reference_logps,
+            "reference_logps": self.reference_logps.get("train"),
             "labels": self.labels.get("train"),
+            "select": self.select,
         } | self._place()
         store = self.prepared["train"].store
         if self.course is not None:
@@ -138,7 +142,13 @@ class PairDataModule(L.LightningDataModule):
 
     def _evaluation_loaders(self, sources: dict[str, str]) -> list[GroupLoader]:
         return [
-            GroupLoader(self.prepared[name].store, self.eval_pairs, labels=self.labels.get(name), **self._place())
+            GroupLoader(
+                self.prepared[name].store,
+                self.eval_pairs,
+                reference_logps=self.reference_logps.get(name),
+                labels=self.labels.get(name),
+                **self._place(),
+            )
             for name in sources
         ]
 

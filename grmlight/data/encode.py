@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from grmlight.data.batch import GroupBatch
 from grmlight.data.options import PrepareOptions
 from grmlight.data.render import Message, Renderer, Rendering
-from grmlight.data.texts import PromptText, TextGroup
+from grmlight.data.texts import GroupError, PromptText, TextGroup
 
 SUMMARIZE = "Generate one-sentence summary for the following post: "
 """What the GRM authors put before summarization prompts (`data_rs/src/record.rs` has the same)."""
@@ -66,7 +66,8 @@ class TextEncoder:
 
         Reasons: template (it refuses the conversation), empty_response_tokens, over_length.
 
-        Errors: ValueError for a long group where `on_overlong` is "raise", and for messages without a chat template.
+        Errors: GroupError for a long group where `on_overlong` is "raise"; ValueError for messages without a chat
+        template.
         """
         for start in range(0, len(groups), _CHUNK):
             rendered = [self._render(group) for group in groups[start : start + _CHUNK]]
@@ -139,9 +140,10 @@ class TextEncoder:
         if cut == 0:
             return TokenGroup(tuple(tokens for tokens, _ in responses), tuple(start for _, start in responses))
         if self.options.on_overlong == "raise":
-            raise ValueError(
-                f"group {number + 1} has {longest} tokens and max_length is {self.options.max_length}; raise it, or "
-                "set on_overlong to drop or truncate_prompt"
+            raise GroupError(
+                number,
+                f"has {longest} tokens and max_length is {self.options.max_length}; raise it, or set on_overlong to "
+                "drop or truncate_prompt",
             )
         kept = [self._leading_specials(tokens) for tokens, _ in responses]
         fits = all(head + cut <= start for head, (_, start) in zip(kept, responses, strict=True))

@@ -12,7 +12,7 @@ Notable decisions:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ class Deal:
     micro_batch: int
 
 
+Select = Callable[[GroupBatch, Deal], GroupBatch]
+"""Turns a pack into what is trained on."""
+
+
 class GroupLoader:
     """An iterable over the packs of one rank.
 
@@ -52,6 +56,7 @@ class GroupLoader:
         seed: seed of the order; None goes through the store as it is.
         reference_logps: of the store's responses; each pack carries those of its own.
         labels: tasks and capabilities of the store's groups; likewise.
+        select: what each pack is turned into.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class GroupLoader:
         seed: int | None = None,
         reference_logps: ResponseValues | None = None,
         labels: GroupLabels | None = None,
+        select: Select | None = None,
     ) -> None:
         if pairs_per_step < 1:
             raise ValueError(f"pairs_per_step must be at least 1, got {pairs_per_step}")
@@ -73,6 +79,7 @@ class GroupLoader:
         self.seed = seed
         self.reference_logps = reference_logps
         self.labels = labels
+        self.select = select
         self.costs = store.costs
         self._epoch = 0
         self._steps = 0
@@ -110,9 +117,10 @@ class GroupLoader:
             arrays["reference_logps_N"] = self.reference_logps.of(deal.groups)
         if self.labels is not None:
             arrays |= self.labels.of(deal.groups)
-        return GroupBatch.from_arrays(
+        batch = GroupBatch.from_arrays(
             arrays, deal.groups_in_step, step=deal.step, micro_batch=deal.micro_batch, packs=self.packs
         )
+        return batch if self.select is None else self.select(batch, deal)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:

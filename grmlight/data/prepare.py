@@ -95,10 +95,11 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
     )
     if report["used"] == 0:
         shutil.rmtree(target)
-        raise ValueError(f"{source}: {_why_nothing(report)}")
+        raise ValueError(f"{source}: {why_nothing(report)}")
 
 
-def _why_nothing(report: dict[str, Any]) -> str:
+def why_nothing(report: dict[str, Any]) -> str:
+    """Why no row of a source is left, given its report."""
     if report["rows"] == 0:
         return "is empty; give JSON lines, one object a line"
     refused = ", ".join(f"{len(rows)} {reason.replace('_', ' ')}" for reason, rows in report["refused"].items())

@@ -67,7 +67,7 @@ def read_column(source: str, name: str) -> dict[int, str]:
         rows = itertools.chain.from_iterable(_batches(source))
         return {number: row[name] for number, row in enumerate(rows, 1) if _is_text(row.get(name))}
     key, found = json.dumps(name), {}
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if is_gzip(path) else open
     # A broken line has been refused already; those behind it keep their numbers.
     with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
@@ -75,6 +75,12 @@ def read_column(source: str, name: str) -> dict[int, str]:
             if key in line and _is_text(text := _entry(line, name)):
                 found[number] = text
     return found
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file is compressed, by its first bytes: as the Rust reader tells."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _entry(line: str, name: str) -> Any:
@@ -119,7 +125,7 @@ def _load_disk(path: Path) -> Any:
         raise ValueError(
             f"{path}: holds neither .parquet files nor a data set written by save_to_disk; name a file or such a folder"
         ) from error
-    return _one_split(loaded, str(path))
+    return _one_split(loaded, f"{path}/")
 
 
 def _load_hub(source: str) -> Any:
@@ -138,15 +144,16 @@ def _load_hub(source: str) -> Any:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source}: no such file, and no data set of that name could be loaded ({reason})") from error
-    return _one_split(loaded, source)
+    return _one_split(loaded, f"{source}:")
 
 
-def _one_split(loaded: Any, source: str) -> Any:
+def _one_split(loaded: Any, prefix: str) -> Any:
     import datasets
 
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) > 1:
-            raise ValueError(f"{source}: has splits {', '.join(map(str, loaded))}; name one with {source}:SPLIT")
+            splits = list(map(str, loaded))
+            raise ValueError(f"{prefix[:-1]}: has splits {', '.join(splits)}; name one, as in {prefix}{splits[0]}")
         return next(iter(loaded.values()))
     return loaded
 

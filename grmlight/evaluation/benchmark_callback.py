@@ -18,6 +18,7 @@ from grmlight.evaluation.group_scorer import ModelScorer, ScoringOptions
 from grmlight.evaluation.report import EVALUATION_FILE, as_json, as_table
 from grmlight.evaluation.run_report import run_directory
 from grmlight.evaluation.tally import Bootstrap
+from grmlight.models.expert_config import ExpertsConfig
 
 
 class Benchmarks(Callback):
@@ -62,7 +63,8 @@ class Benchmarks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the benchmarks before the model is built, so that what is missing is known at once.
 
-        Errors: ValueError in one line for what cannot be read, and without a PairDataModule.
+        Errors: ValueError in one line for what cannot be read, without a PairDataModule, and for experts that need the
+        pairs' categories where a benchmark has none of theirs.
         """
         if stage != "fit" or self._readings:
             return
@@ -74,6 +76,19 @@ class Benchmarks(Callback):
         names = [benchmark.name for benchmark, _ in self._readings]
         if len(set(names)) < len(names):
             raise ValueError(f"Benchmarks: two are named alike ({', '.join(names)}); give each name once")
+        experts = getattr(pl_module, "experts", None)
+        if isinstance(experts, ExpertsConfig) and experts.routing == "given":
+            self._check_categories(list(experts.tasks))
+
+    def _check_categories(self, tasks: list[str]) -> None:
+        for benchmark, reading in self._readings:
+            found = list(dict.fromkeys(example.category for example in reading.examples))
+            if not set(found) & set(tasks):
+                raise ValueError(
+                    f"Benchmarks: {benchmark.name}: {reading.source}: its categories ({', '.join(found[:5])}) are none "
+                    f"of the tasks {', '.join(tasks)}, by which routing: given goes; leave it out, or use routing: "
+                    "classifier"
+                )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int

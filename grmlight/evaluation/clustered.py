@@ -4,13 +4,16 @@ Rows of one prompt are not independent, so the 95% interval comes from drawing w
 percentile bootstrap, clusters as in Efron and Tibshirani 1993, chapter 8). Its seed is its own. A figure of a single
 prompt has no interval: NaN.
 
+Sums are float64, since variances are differences of large ones. A device without it (MPS) is left alone: the sums stay
+on the CPU, where the bootstrap is drawn in any case, and rows are brought there.
+
 Shape suffixes: P prompts, K sums, B resamples, C pairs, G groups, N responses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -58,8 +61,18 @@ class ClusteredMetric(Metric):
     def __init__(self, prompts: int, resamples: int = RESAMPLES, seed: int = 0, **options: object) -> None:
         super().__init__(**options)
         self.resamples, self.seed = resamples, seed
-        dtype = sum_dtype(torch.device("cpu"))
-        self.add_state("sums_PK", torch.zeros(prompts, self.columns, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("sums_PK", torch.zeros(prompts, self.columns, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Self:
+        """Move the sums, unless to where float64 is not."""
+        target = fn(torch.zeros(0, device=self.sums_PK.device)).device
+        if sum_dtype(target) == torch.float64:
+            super()._apply(fn, exclude_state)
+        return self
+
+    def here(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """Columns where the sums are."""
+        return tuple(column.to(self.sums_PK.device) for column in columns)
 
     def figure(self, sums_BK: Array) -> Array:
         """The figure of each row of sums; NaN where it is not defined."""
@@ -73,7 +86,7 @@ class ClusteredMetric(Metric):
         """Add rows: the number of each one's prompt, and its part of each sum but the count."""
         ones_R = torch.ones_like(prompt_R, dtype=self.sums_PK.dtype)
         rows_RK = torch.stack([ones_R, *(column.to(ones_R) for column in columns_R)], dim=1)
-        self.sums_PK.index_add_(0, prompt_R.to(self.sums_PK.device), rows_RK.to(self.sums_PK.device))
+        self.sums_PK.index_add_(0, prompt_R, rows_RK)
 
     def compute(self) -> dict[str, Tensor]:
         """`value`, `low`, `high` and `n`."""
@@ -135,6 +148,7 @@ class PairAccuracy(ClusteredMetric):
 
     def update(self, better_C: Float[Tensor, " C"], worse_C: Float[Tensor, " C"], prompt_C: Int[Tensor, " C"]) -> None:
         """Add pairs."""
+        better_C, worse_C, prompt_C = self.here(better_C, worse_C, prompt_C)
         self.add(prompt_C, right(better_C, worse_C, self.equal))
 
     def figure(self, sums_BK: Array) -> Array:
@@ -167,15 +181,16 @@ class Calibration(ClusteredMetric):
         weight_C: Float[Tensor, " C"] | None = None,
     ) -> None:
         """Add pairs; with a weight, of a group with several, it counts them by that."""
+        better_C, worse_C, prompt_C = self.here(better_C, worse_C, prompt_C)
         difference_C = (better_C - worse_C).double()
-        weight_C = torch.ones_like(difference_C) if weight_C is None else weight_C.double()
+        weight_C = torch.ones_like(difference_C) if weight_C is None else self.here(weight_C)[0].double()
         confidence_C = difference_C.abs().sigmoid()
         gap_C = 0.5 + 0.5 * difference_C.sign() - confidence_C
         bin_C = ((2 * confidence_C - 1) * BINS).long().clamp(0, BINS - 1)
         rows_CK = torch.zeros(len(bin_C), self.columns, dtype=torch.float64, device=bin_C.device)
         rows_CK[:, 0] = weight_C
         rows_CK.scatter_(1, bin_C[:, None] + 1, (gap_C * weight_C)[:, None])
-        self.sums_PK.index_add_(0, prompt_C.to(self.sums_PK.device), rows_CK.to(self.sums_PK))
+        self.sums_PK.index_add_(0, prompt_C, rows_CK)
 
     def figure(self, sums_BK: Array) -> Array:
         """The error."""
@@ -191,6 +206,7 @@ class LengthCorrelation(ClusteredMetric):
         self, rewards_N: Float[Tensor, " N"], lengths_N: Float[Tensor, " N"], prompt_N: Int[Tensor, " N"]
     ) -> None:
         """Add responses."""
+        rewards_N, lengths_N, prompt_N = self.here(rewards_N, lengths_N, prompt_N)
         rewards_N, lengths_N = rewards_N.double(), lengths_N.double()
         self.add(prompt_N, rewards_N, lengths_N, rewards_N**2, lengths_N**2, rewards_N * lengths_N)
 
@@ -220,6 +236,7 @@ class BestOfK(ClusteredMetric):
         prompt_G: Int[Tensor, " G"],
     ) -> None:
         """Add groups: rewards of their responses, which of these are right, and the group of each."""
+        rewards_N, correct_N, group_N, prompt_G = self.here(rewards_N, correct_N, group_N, prompt_G)
         self.add(prompt_G, best_is_right(rewards_N, correct_N, group_N, len(prompt_G)))
 
     def figure(self, sums_BK: Array) -> Array:
@@ -271,6 +288,7 @@ class SectionAverage(ClusteredMetric):
         subset_C: Int[Tensor, " C"],
     ) -> None:
         """Add pairs, each with the number of its subset."""
+        better_C, worse_C, prompt_C, subset_C = self.here(better_C, worse_C, prompt_C, subset_C)
         at_CS = torch.nn.functional.one_hot(subset_C, len(self.subsets)).double()
         right_C = right(better_C, worse_C, self.equal)
         self.add(prompt_C, *at_CS.T, *(at_CS * right_C[:, None]).T)

@@ -12,6 +12,8 @@ from grmlight.evaluation.report import EVALUATION_FILE, write
 from grmlight.evaluation.tally import Bootstrap
 from grmlight.export import MODEL_FOLDER, model_folder
 
+_OF_A_RUN = ("results.json", "config.yaml", "checkpoints", MODEL_FOLDER)
+
 
 @dataclasses.dataclass(frozen=True)
 class Destinations:
@@ -21,11 +23,13 @@ class Destinations:
         json: all figures.
         markdown: the table.
         plot: a picture; its ending says the format (.png, .svg, .pdf).
+        keep: a folder for what a run directory keeps, so that `grmlight compare` takes a model that is of no run.
     """
 
     json: Path | None = None
     markdown: Path | None = None
     plot: Path | None = None
+    keep: Path | None = None
 
     def check(self) -> None:
         """ValueError in one line for what cannot be written."""
@@ -34,6 +38,10 @@ class Destinations:
                 raise ValueError(f"{path}: name a file in a folder that exists")
         if self.plot is not None and self.plot.suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"{self.plot}: a picture ends with .png, .svg or .pdf")
+        if self.keep is not None and (self.keep.is_file() or not self.keep.parent.is_dir()):
+            raise ValueError(f"{self.keep}: name a folder, new or not, in one that exists")
+        if self.keep is not None and any((self.keep / name).exists() for name in _OF_A_RUN):
+            raise ValueError(f"{self.keep}: is a run directory, which keeps its own model's rows; name another folder")
 
 
 def requested(benchmarks: str | None, pairs: str | None) -> list[tuple[Benchmark, Reading]]:
@@ -62,7 +70,7 @@ def evaluate_model(
     scoring: ScoringOptions | None = None,
     seed: int = 0,
 ) -> list[Result]:
-    """Evaluate a model folder or the model of a run directory, which keeps `evaluation.json` and rows.
+    """Evaluate a model folder or the model of a run directory, which keeps `evaluation.json` and rows for comparisons.
 
     Args:
         model: the folder.
@@ -81,7 +89,9 @@ def evaluate_model(
     scorer = open_scorer(model, scoring)
     results = [evaluate(scorer, benchmark, reading, Bootstrap(seed=seed)) for benchmark, reading in asked]
     write(results, str(model), destinations.json, destinations.markdown, destinations.plot)
-    if folder == model / MODEL_FOLDER:
-        write(results, str(model), json=model / EVALUATION_FILE)
-        keep_rows(results, model)
+    kept = [model] if folder == model / MODEL_FOLDER else []
+    for directory in [*kept, destinations.keep] if destinations.keep else kept:
+        directory.mkdir(exist_ok=True)
+        write(results, str(model), json=directory / EVALUATION_FILE)
+        keep_rows(results, directory)
     return results

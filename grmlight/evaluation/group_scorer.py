@@ -5,6 +5,7 @@ Notable decisions:
 - Prompts are shared and groups packed up to a budget of tokens; a larger group is split, its prompt repeated. No reward
   depends on that (1e-5 in float32).
 - A group that cannot be scored has NaN rewards and a reason: nothing is dropped or cut in silence.
+- Experts with given routing go by a group's category, which must be one of their tasks.
 - Ranks that share one model (FSDP2) run equally many forwards; who has fewer packs repeats one.
 """
 
@@ -22,11 +23,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from grmlight.data.batch import GroupBatch
 from grmlight.data.encode import TextEncoder, TokenGroup, cost, in_batches, pack, shared_prefix
+from grmlight.data.labels import NONE
 from grmlight.data.options import PrepareOptions
 from grmlight.data.texts import TextGroup
 from grmlight.data.tokenizer import load_tokenizer
-from grmlight.models import Scorer, load_reward_model
+from grmlight.models import ExpertsModel, Scorer, load_reward_model
 from grmlight.models.judge import Judge
 from grmlight.models.loading import read_kind
 
@@ -67,6 +70,7 @@ class ModelScorer:
     Attributes:
         refused: of the last call, the reasons of groups that were not scored, by their place.
         truncated: of the last call, the places of groups whose prompt was cut.
+        unseen: of the last call, the places of groups whose category the router of experts never saw.
     """
 
     def __init__(
@@ -87,6 +91,8 @@ class ModelScorer:
         self._scorer = Scorer(model)
         self.refused: dict[int, str] = {}
         self.truncated: list[int] = []
+        self.unseen: list[int] = []
+        self._experts = model.experts_config if isinstance(model, ExpertsModel) else None
 
     def score(self, groups: Sequence[TextGroup]) -> list[list[float]]:
         """One reward a response, in the order given; NaN for all responses of a refused group.
@@ -97,6 +103,7 @@ class ModelScorer:
         """
         rewards = [[math.nan] * len(group.responses) for group in groups]
         encoded = list(self._encoder.encode(groups))
+        tasks = self._tasks(groups, encoded)
         self.refused = {number: each for number, each in enumerate(encoded) if isinstance(each, str)}
         kept = {number: each for number, each in enumerate(encoded) if isinstance(each, TokenGroup)}
         self.truncated = [number for number, each in kept.items() if each.cut]
@@ -106,11 +113,29 @@ class ModelScorer:
         hidden = not self.progress
         for turn in tqdm(range(forwards), f"scoring with {self.name}", unit=" packs", delay=2, disable=hidden):
             mine = packs[turn] if turn < len(packs) else [*packs, _FILLER][0]
-            found = iter(self._scorer.score(pack([group for *_, group in mine])).tolist())
+            found = iter(self._scorer.score(self._pack(mine, tasks)).tolist())
             for number, first, group in mine if turn < len(packs) else ():
                 last = first + len(group.responses)
                 rewards[number][first:last] = itertools.islice(found, len(group.responses))
         return rewards
+
+    def _tasks(self, groups: Sequence[TextGroup], encoded: list[TokenGroup | str]) -> dict[int, int]:
+        """Of experts, the number of each group's task; where it is given, a group of none of them is refused."""
+        if self._experts is None:
+            return {}
+        numbers = {task: number for number, task in enumerate(self._experts.tasks)}
+        found = {place: numbers.get(group.category, NONE) for place, group in enumerate(groups)}
+        self.unseen = [place for place, task in found.items() if task == NONE and not isinstance(encoded[place], str)]
+        for place in self.unseen if self._experts.routing == "given" else ():
+            encoded[place] = "unseen_category"
+        return found
+
+    def _pack(self, parts: Sequence[Part], tasks: dict[int, int]) -> GroupBatch:
+        batch = pack([group for *_, group in parts])
+        if self._experts is None or self._experts.routing != "given":
+            return batch
+        # What only fills a rank's share may be of any task.
+        return dataclasses.replace(batch, task_G=torch.tensor([max(tasks.get(number, 0), 0) for number, *_ in parts]))
 
     def _parts(self, number: int, group: TokenGroup) -> Iterator[Part]:
         """A group as a whole, or in parts that fit the budget; a single response always does."""

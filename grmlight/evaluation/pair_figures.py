@@ -18,6 +18,7 @@ from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
 from grmlight.evaluation.disagreement import DISAGREEMENT
+from grmlight.evaluation.log_ratios import LOG_RATIOS
 
 BINS = 10
 """Bins of equal width for the probability of the side that the rewards prefer, which lies between 0.5 and 1."""
@@ -45,7 +46,17 @@ FIGURES = (
 """Names of the figures."""
 
 NO_TERMS = frozenset(
-    {*FIGURES, *DISAGREEMENT, "rewards", "gradient_norm", "learning_rate", "sharing", "imbalance", "skipped"}
+    {
+        *FIGURES,
+        *DISAGREEMENT,
+        *LOG_RATIOS,
+        "rewards",
+        "gradient_norm",
+        "learning_rate",
+        "sharing",
+        "imbalance",
+        "skipped",
+    }
 )
 """Names under `train/` that are no term of the loss."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from grmlight.data.files import write_json
 from grmlight.evaluation.bag_of_words import bag_of_words_accuracy
 from grmlight.evaluation.disagreement import DISAGREEMENT
+from grmlight.evaluation.log_ratios import LOG_RATIOS
 from grmlight.evaluation.pair_figures import FIGURES
 from grmlight.evaluation.ranks import from_all_ranks
 from grmlight.evaluation.router_error import FIGURES as ROUTER_FIGURES
@@ -158,9 +159,8 @@ def evaluation_results(trainer: Trainer, stage: str, found: _Found) -> dict[str,
         logged = {key: trainer.callback_metrics.get(prefix + key) for key in counted}
         if any(value is None for value in logged.values()) or not logged["pairs"]:
             continue
-        logged |= {
-            key: trainer.callback_metrics.get(prefix + key) for key in (*FIGURES, *DISAGREEMENT, *ROUTER_FIGURES)
-        }
+        named = (*FIGURES, *DISAGREEMENT, *LOG_RATIOS, *ROUTER_FIGURES)
+        logged |= {key: trainer.callback_metrics.get(prefix + key) for key in named}
         figures = {key: float(value) for key, value in logged.items() if value is not None}
         results[name] = figures | (_bounds(*found[name]) if name in found else {"low": math.nan, "high": math.nan})
         store, report = datamodule.prepared[name].store, datamodule.prepared[name].report

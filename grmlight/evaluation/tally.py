@@ -1,6 +1,6 @@
 """From rewards to a benchmark's rows: the metrics of one category, and of all.
 
-Shape suffixes: N responses, G groups, C pairs (each right response of a group with each wrong one).
+Shape suffixes: N responses, G groups, C pairs (each two responses of a group of which one is better).
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Scored:
         categories: names of all categories of the benchmark.
         prompts: prompts of the benchmark.
         rewards_N, lengths_N: of the responses.
-        correct_N: whether they are right; within a group the right ones come first.
+        correct_N: whether they are right; of rankings it says nothing.
+        level_N: numbers that say which of two responses of a group is better: the one with the higher number.
         group_N: their group, ascending.
         category_G: the groups' category.
         prompt_G: their prompt.
@@ -93,6 +94,7 @@ class Scored:
     rewards_N: Float[Tensor, " N"]
     lengths_N: Float[Tensor, " N"]
     correct_N: Bool[Tensor, " N"]
+    level_N: Float[Tensor, " N"]
     group_N: Int[Tensor, " N"]
     category_G: Int[Tensor, " G"]
     prompt_G: Int[Tensor, " G"]
@@ -104,7 +106,7 @@ class Scored:
         kept_G = wanted[self.category_G]
         kept_N = kept_G[self.group_N]
         number_G = kept_G.long().cumsum(0) - 1
-        responses = {name: getattr(self, name)[kept_N] for name in ("rewards_N", "lengths_N", "correct_N")}
+        responses = {name: getattr(self, name)[kept_N] for name in ("rewards_N", "lengths_N", "correct_N", "level_N")}
         groups = {name: getattr(self, name)[kept_G] for name in ("category_G", "prompt_G", "tied_G")}
         return dataclasses.replace(self, group_N=number_G[self.group_N[kept_N]], **responses, **groups)
 
@@ -114,14 +116,16 @@ class Scored:
         return torch.tensor(places, dtype=torch.int64)[self.category_G]
 
     def pairs(self) -> Pairs:
-        """Each right response of a group with each wrong one; a group's pairs weigh 1 together."""
+        """Each two responses of a group of which one is better; a group's pairs weigh 1 together."""
         found = [torch.zeros(2, 0, dtype=torch.int64)]
         largest = int(self.group_N.bincount().max()) if len(self.group_N) else 0
         for apart in range(1, largest):
             first, second = slice(None, -apart), slice(apart, None)
             same = self.group_N[first] == self.group_N[second]
-            better = (same & self.correct_N[first] & ~self.correct_N[second]).nonzero().squeeze(1)
-            found.append(torch.stack([better, better + apart]))
+            for sign in (1, -1):
+                ahead = (sign * (self.level_N[first] - self.level_N[second]) > 0) & same
+                pair = torch.stack([(place := ahead.nonzero().squeeze(1)), place + apart])
+                found.append(pair if sign > 0 else pair.flip(0))
         better_C, worse_C = torch.cat(found, dim=1)
         group_C = self.group_N[better_C]
         pairs_G = group_C.bincount(minlength=len(self.prompt_G))
@@ -155,7 +159,7 @@ def row(
 
 
 def pair_row(benchmark: str, category: str, scored: Scored, bootstrap: Bootstrap, equal: float) -> Row:
-    """A row of pairs."""
+    """A row of pairs and rankings, which count by their comparisons."""
     pairs, options = scored.pairs(), bootstrap.options()
 
     def share(metric: PairAccuracy, values_N: Tensor) -> Interval:

@@ -43,7 +43,8 @@ class TiesScore(ClusteredMetric):
         prompt_G: Int[Tensor, " G"],
     ) -> None:
         """Add groups: rewards of their responses, which of these are right, the group of each, and each one's kind."""
-        self.add(prompt_G, *ties_columns(rewards_N, correct_N, group_N, tied_G))
+        columns = self.here(rewards_N, correct_N, group_N, tied_G)
+        self.add(*self.here(prompt_G), *ties_columns(*columns))
 
     def of_prompts(self, sums_PK: Array) -> Array:
         """Rows, and for each of the five terms how many prompts have it and its sum."""
@@ -114,6 +115,8 @@ class RewardBench2Average(ClusteredMetric):
         prompt_G: Int[Tensor, " G"],
     ) -> None:
         """Add groups; a subset's number beyond the best-of-4 ones is Ties."""
+        rewards_N, correct_N, group_N = self.here(rewards_N, correct_N, group_N)
+        tied_G, subset_G, prompt_G = self.here(tied_G, subset_G, prompt_G)
         right_G = best_is_right(rewards_N, correct_N, group_N, len(prompt_G))
         at_GS = torch.nn.functional.one_hot(subset_G, len(self.subsets) + 1).double()
         columns = ties_columns(rewards_N, correct_N, group_N, tied_G)

@@ -116,7 +116,7 @@ def head_tensors(folder: Path, files: tuple[str, ...] = MODEL_FILES) -> dict[str
     return {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in found.items()}
 
 
-def frozen_names(model: AnyRewardModel) -> frozenset[str]:
+def frozen_names(model: AnyRewardModel | CausalModel) -> frozenset[str]:
     """The state dict's names of pretrained weights that never train: the backbone's own, where it has adapters.
 
     Anybody can load them again by the backbone's name, so training checkpoints leave them out.
@@ -130,7 +130,7 @@ def frozen_names(model: AnyRewardModel) -> frozenset[str]:
     )
 
 
-def fingerprint(model: AnyRewardModel, names: Iterable[str]) -> str:
+def fingerprint(model: AnyRewardModel | CausalModel, names: Iterable[str]) -> str:
     """A hash of tensors' bits, the same however they are sharded. Call it on every rank."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     ordered = sorted(names)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from grmlight.models.backbone import decoder, language_head
+from grmlight.models.causal_model import CausalModel
 from grmlight.models.outputs import Signal
-from grmlight.models.reward_model import RewardModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ModelFlops:
         return self.token * tokens + self.attended * attended + self.scored * scored
 
 
-def model_flops(model: RewardModel, signals: frozenset[Signal]) -> ModelFlops | None:
+def model_flops(model: CausalModel, signals: frozenset[Signal]) -> ModelFlops | None:
     """FLOPs at the signals that training asks for; None for mixtures of experts and for models of other layers.
 
     A weight that learns costs 6 a token (forward, and two products in backward), a frozen one under weights that learn

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from grmlight.data.encode import TokenGroup, cost, in_batches, pack
 from grmlight.data.files import write_json, write_whole
-from grmlight.data.texts import TextGroup
+from grmlight.data.texts import GroupError, TextGroup
 from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models import gate
 from grmlight.models.attention import PACKED
@@ -86,7 +86,7 @@ class Judge(nn.Module):
         answers get d / 2 and -d / 2, so the Bradley-Terry probability of their difference is the judge's own.
 
         Raises:
-            ValueError: a question longer than the model's positions; names the group.
+            GroupError: a question longer than the model's positions, or one that the chat template refuses.
         """
         orders = [list(itertools.permutations(range(len(group.responses)), 2)) for group in groups]
         return [
@@ -104,15 +104,16 @@ class Judge(nn.Module):
             orders: for each group what is asked: (answer shown as A, answer shown as B), by their places.
 
         Raises:
-            ValueError: a question longer than the model's positions; names the group.
+            GroupError: a question longer than the model's positions, or one that the chat template refuses.
         """
         questions = self._questions(groups, orders)
-        for number, asked in enumerate(questions, 1):
+        for place, asked in enumerate(questions):
             longest = max(map(len, asked.values()), default=0)
             if self._longest is not None and longest > self._longest:
-                raise ValueError(
-                    f"group {number} makes a question of {longest} tokens and {self.name} takes {self._longest}; "
-                    "leave it out or choose a judge of more positions"
+                raise GroupError(
+                    place,
+                    f"makes a question of {longest} tokens and {self.name} takes {self._longest}; leave it out or "
+                    "choose a judge of more positions",
                 )
         found = self._answer({tuple(sorted({*map(tuple, asked.values())})) for asked in questions if asked})
         return [{pair: found[tuple(ids)] for pair, ids in asked.items()} for asked in questions]
@@ -147,11 +148,12 @@ class Judge(nn.Module):
         self, groups: Sequence[TextGroup], orders: Sequence[Sequence[tuple[int, int]]]
     ) -> list[dict[tuple[int, int], list[int]]]:
         """For each group the token ids of its questions, by (answer A, answer B)."""
-        texts = [
-            self.prompt.render(group.prompt, group.responses[i], group.responses[j])
-            for group, pairs in zip(groups, orders, strict=True)
-            for i, j in pairs
-        ]
+        texts: list[str] = []
+        for place, (group, pairs) in enumerate(zip(groups, orders, strict=True)):
+            try:
+                texts += [self.prompt.render(group.prompt, group.responses[i], group.responses[j]) for i, j in pairs]
+            except ValueError as error:
+                raise GroupError(place, f"cannot be asked about: {error}") from error
         ids = iter(self.prompt.tokenize(texts))
         return [{pair: next(ids) for pair in pairs} for pairs in orders]
 

@@ -19,7 +19,7 @@ from grmlight.models.experts import ExpertsModel
 
 
 def _refuse_judge(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001
-    raise ValueError(f"{folder}: is a judge, which reads texts and not tokens; `grmlight evaluate` takes it")
+    raise ValueError(f"{folder}: is a judge, which reads texts and not tokens; `grmlight score` and `evaluate` take it")
 
 
 def _refuse_policy(folder: Path, **options: Any) -> nn.Module:  # noqa: ARG001

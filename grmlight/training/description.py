@@ -26,6 +26,7 @@ from grmlight.models import (
     EnsembleModel,
     HeadConfig,
     LoraOptions,
+    PolicyModel,
     RewardModel,
     expert_files,
 )
@@ -38,11 +39,11 @@ DESCRIPTION = "grmlight_model"
 _PREFIX = "model."
 
 
-def describe(model: AnyRewardModel, tokenizer: str, options: PrepareOptions) -> dict[str, Any]:
+def describe(model: AnyRewardModel | PolicyModel, tokenizer: str, options: PrepareOptions) -> dict[str, Any]:
     """The description of a model, in part or whole on this rank. Call it on every rank.
 
     Args:
-        model: the reward model in training.
+        model: the model in training.
         tokenizer: the name or folder of its tokenizer.
         options: the preparation of its training pairs.
     """
@@ -50,7 +51,7 @@ def describe(model: AnyRewardModel, tokenizer: str, options: PrepareOptions) -> 
     return {
         "backbone": dataclasses.asdict(model.backbone_config),
         "config": json.loads(model.lm.config.to_json_string(use_diff=False)),
-        "head": dataclasses.asdict(model.head_config),
+        "head": None if isinstance(model, PolicyModel) else dataclasses.asdict(model.head_config),
         "experts": expert_files.entries(model) if isinstance(model, ExpertsModel) else None,
         "packing": "auto" if model.packed else "never",
         "ensemble": dataclasses.asdict(model.config) if isinstance(model, EnsembleModel) else None,
@@ -66,7 +67,7 @@ def left_out(checkpoint: dict[str, Any]) -> frozenset[str]:
     return frozenset((checkpoint.get(DESCRIPTION) or {}).get("left_out", ()))
 
 
-def check_frozen(model: AnyRewardModel, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def check_frozen(model: AnyRewardModel | PolicyModel, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors that a checkpoint has left out, from the model, by their names in the checkpoint.
 
     Errors: ValueError if they are not those that the checkpoint was written with.
@@ -89,7 +90,7 @@ def check_frozen(model: AnyRewardModel, checkpoint: dict[str, Any]) -> dict[str,
     return {_PREFIX + name: state[name].detach() for name in inner}
 
 
-def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> AnyRewardModel:
+def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> AnyRewardModel | PolicyModel:
     """The model of a description with a checkpoint's tensors.
 
     Errors: ValueError if they do not fit, or the frozen weights that were left out cannot be had.
@@ -107,6 +108,8 @@ def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> AnyRewardMod
         elif ensemble := described.get("ensemble"):
             head = HeadConfig(**described["head"])
             model = EnsembleModel.build(config, head, EnsembleConfig(**ensemble), packing=packing)
+        elif described["head"] is None:
+            model = PolicyModel(config, packing=packing)
         else:
             model = RewardModel(config, HeadConfig(**described["head"]), packing=packing)
     frozen = check_frozen(model, {DESCRIPTION: described})

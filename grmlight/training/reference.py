@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from grmlight.data.loader import GroupLoader
 from grmlight.data.prepare import Prepared
 from grmlight.data.sidecar import ResponseValues, Sidecar, responses_of
-from grmlight.models import AnyRewardModel, Signal, evaluating
+from grmlight.models import AnyRewardModel, PolicyModel, Signal, evaluating
 from grmlight.models.parallel import reshard
 
 KIND = "reference_logps"
@@ -40,13 +40,18 @@ KIND = "reference_logps"
 _Result = TypeVar("_Result")
 
 
-def start_weights(trainer: L.Trainer, model: AnyRewardModel) -> str:
+def start_weights(trainer: L.Trainer, model: AnyRewardModel | PolicyModel) -> str:
     """A digest of the causal LM's config and tensors, the same on every rank; empty if the model is sharded."""
     return "" if isinstance(model, FSDPModule) else _on_rank_zero(trainer, lambda: _digest(model.lm))
 
 
 def reference_logps(
-    trainer: L.Trainer, model: AnyRewardModel, prepared: Prepared, weights: str, pairs: int, unchanged: bool
+    trainer: L.Trainer,
+    model: AnyRewardModel | PolicyModel,
+    prepared: Prepared,
+    weights: str,
+    pairs: int,
+    unchanged: bool,
 ) -> ResponseValues:
     """The log-probs of a store's responses under the start model: found in its folder, or computed and put there.
 
@@ -94,7 +99,7 @@ def _digest(lm: PreTrainedModel) -> str:
 _NOT_THE_MODEL = frozenset({"_name_or_path", "transformers_version"})
 
 
-def _precision(trainer: L.Trainer, model: AnyRewardModel) -> str:
+def _precision(trainer: L.Trainer, model: AnyRewardModel | PolicyModel) -> str:
     """What decides in which dtype a forward computes: sharded layers may have one of their own."""
     sharded = ", sharded" if isinstance(model, FSDPModule) else ""
     return (
@@ -104,7 +109,7 @@ def _precision(trainer: L.Trainer, model: AnyRewardModel) -> str:
 
 
 def _compute(
-    trainer: L.Trainer, model: AnyRewardModel, prepared: Prepared, first_G: np.ndarray, pairs: int
+    trainer: L.Trainer, model: AnyRewardModel | PolicyModel, prepared: Prepared, first_G: np.ndarray, pairs: int
 ) -> Float[Tensor, " N"]:
     """One pass over the store, in packs as large as those of training."""
     device = trainer.strategy.root_device

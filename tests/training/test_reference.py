@@ -112,8 +112,8 @@ def test_the_values_are_those_of_a_frozen_copy(packing, data, material):
     prepared = prepare(str(folder / "one.jsonl"), tokenizer, PrepareOptions())
     (batch,) = GroupLoader(prepared.store, len(prepared.store))
     expected = copy(batch, frozenset({Signal.REFERENCE_LOGPS})).reference_logps_N
-    np.testing.assert_allclose(pairs.reference_logps.values_N, expected.numpy(), rtol=1e-5, atol=1e-5)
-    assert pairs.reference_logps.values_N.dtype == np.float32
+    np.testing.assert_allclose(pairs.reference_logps["train"].values_N, expected.numpy(), rtol=1e-5, atol=1e-5)
+    assert pairs.reference_logps["train"].values_N.dtype == np.float32
 
 
 def test_no_second_model_is_held(data):
@@ -131,7 +131,7 @@ def test_no_second_model_is_held(data):
 def test_nothing_is_kept_where_the_model_can_compute_them(kind, data, cache, said):
     steps, pairs = Step(), data()
     fit(module(**kind), pairs, DirectPreference(0.5), steps)
-    assert pairs.reference_logps is None
+    assert not pairs.reference_logps
     assert steps.batches[0].reference_logps_N is None
     assert steps.differences[0] < 1e-4
     assert kept(cache) == said == []
@@ -141,7 +141,7 @@ def test_no_pass_without_a_regularizer_that_asks(data, cache):
     for callback in (DirectPreference(0.5, reference=False), DirectPreference(0.0), TextGeneration(0.1)):
         pairs = data()
         fit(module(), pairs, callback)
-        assert pairs.reference_logps is None
+        assert not pairs.reference_logps
     assert kept(cache) == []
 
 
@@ -182,7 +182,7 @@ def test_two_data_sets_do_not_mix(data, cache):
     one, two = data("one"), data("two")
     fit(module(), one)
     fit(module(), two)
-    assert not np.array_equal(one.reference_logps.values_N, two.reference_logps.values_N)
+    assert not np.array_equal(one.reference_logps["train"].values_N, two.reference_logps["train"].values_N)
     first, second = kept(cache)
     assert first.parent != second.parent
     assert first.name != second.name
@@ -192,7 +192,7 @@ def test_two_data_sets_do_not_mix(data, cache):
 def test_a_file_that_does_not_fit_is_replaced_with_a_visible_line(damage, data, cache, said):
     pairs = data()
     fit(module(), pairs)
-    expected = pairs.reference_logps.values_N
+    expected = pairs.reference_logps["train"].values_N
     (path,) = kept(cache)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-4])
@@ -207,7 +207,7 @@ def test_a_file_that_does_not_fit_is_replaced_with_a_visible_line(damage, data, 
     said.clear()
     again = data()
     fit(module(), again)
-    assert np.array_equal(again.reference_logps.values_N, expected)
+    assert np.array_equal(again.reference_logps["train"].values_N, expected)
     assert len(said) == 2
     assert str(path) in said[0]
     assert said[0].endswith("; computing it again")
@@ -222,7 +222,7 @@ def test_a_model_validated_first_has_the_same_reference(data, material):
     L.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False).validate(
         model, pairs, verbose=False
     )
-    assert pairs.reference_logps is None
+    assert not pairs.reference_logps
     steps = Step()
     fit(model, pairs, DirectPreference(0.5), steps)
     assert steps.differences[0] < 1e-4
@@ -231,9 +231,9 @@ def test_a_model_validated_first_has_the_same_reference(data, material):
 def test_a_module_that_was_trained_keeps_its_reference_or_says_that_it_cannot(data, said):
     model, pairs, penalty = module(), data(), DirectPreference(0.5)
     fit(model, pairs, penalty, steps=4)
-    expected = pairs.reference_logps.values_N
+    expected = pairs.reference_logps["train"].values_N
     fit(model, pairs, penalty)
-    assert np.array_equal(pairs.reference_logps.values_N, expected)
+    assert np.array_equal(pairs.reference_logps["train"].values_N, expected)
     assert "found in" in said[-1]
     with pytest.raises(ValueError, match="its start weights are gone; make a new module"):
         fit(model, data("two"), penalty)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grmlight.data.pairs import better_and_worse
 from grmlight.data.texts import TextGroup, final_answer
 
 
@@ -19,6 +20,8 @@ class Example:
         category: the part of the benchmark that it belongs to.
         group: the group; its first `correct` responses are right, the others wrong.
         correct: how many are right.
+        ratings: of a ranking, a number a response: of two the one with the higher number is better, equal ones are not
+            compared. `correct` means nothing then.
         prompt: the same for examples that are not independent; intervals are clustered by it.
         tied: in RewardBench 2's Ties subset, whether several answers are right.
     """
@@ -29,6 +32,22 @@ class Example:
     correct: int = 1
     prompt: str = ""
     tied: bool = False
+    ratings: tuple[float, ...] = ()
+
+    @property
+    def levels(self) -> list[float]:
+        """A number a response, of which the higher one is better."""
+        return list(self.ratings) or [float(place < self.correct) for place in range(len(self.group.responses))]
+
+    @property
+    def comparisons(self) -> list[tuple[int, int]]:
+        """Each two responses of which one is better, that one first."""
+        return better_and_worse(self.levels)
+
+    @property
+    def counts(self) -> int:
+        """What it counts among the rows: a ranking its comparisons, any other group 1."""
+        return len(self.comparisons) if self.ratings else 1
 
     @property
     def lengths(self) -> list[int]:

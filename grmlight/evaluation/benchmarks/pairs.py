@@ -1,4 +1,4 @@
-"""Pairs from files, in any form that training takes them; Unified-Feedback is one of these."""
+"""Pairs and rankings from files, in any form that training takes them; Unified-Feedback is one of these."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from grmlight._data_rs import read_pairs
-from grmlight.data.texts import Response, TextGroup
+from grmlight.data.pairs import as_group, is_ranking, ratings_of
+from grmlight.data.texts import TextGroup
 from grmlight.evaluation.benchmarks.benchmark import Benchmark
 from grmlight.evaluation.benchmarks.example import Example, Reading, Refused
 from grmlight.evaluation.tally import apart_from_totals
 
+_FORMATS = (
+    ("chosen", "rejected"),
+    ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating"),
+    ("prompt", "responses", "ratings"),
+    ("prompt", "responses", "ranks"),
+)
+"""Columns of a row, as the reader takes them."""
+
 
 class PairFile(Benchmark):
-    """Pairs of a file, by their `category`, else by their `source`.
+    """Pairs and rankings of a file, by their `category`, else by their `source`.
 
-    Rows are read and linted as for training; a pair with equal rewards counts one half. A category that has a total's
-    name ("all", "average") gets " (category)" behind it, and its rows are noted.
+    Rows are read and linted as for training; a ranking counts by its comparisons, a pair with equal rewards one half. A
+    category that has a total's name ("all", "average") gets " (category)" behind it, and its rows are noted.
 
     Args:
         name: what the result is called.
@@ -26,24 +35,28 @@ class PairFile(Benchmark):
     hub = ()
     columns = ()
     equal = 0.5
+    files = "pairs or rankings, as training takes them"
 
     def __init__(self, name: str = "pairs") -> None:
         self.name = name
 
     def missing(self, values: Mapping[str, Any]) -> list[str]:
         """What no pair format of the reader allows."""
-        formats = ("chosen", "rejected"), ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating")
-        absent = [[name for name in names if name not in values] for names in formats]
-        return [] if [] in absent else absent[0]
+        absent = [[name for name in names if name not in values] for names in _FORMATS]
+        return [] if [] in absent else min(absent, key=len)
 
     def example(self, row: Mapping[str, Any], part: str, reading: Reading, label: str) -> Example:
-        """A pair."""
-        group = text_pair(row)
-        return Example(label, self.category(row.get("category") or row.get("source"), reading, label), group)
+        """A pair or a ranking."""
+        group, ratings = text_group(row)
+        if len(set(ratings)) < len(ratings):
+            reading.note("tie", label)
+        # Training takes texts alone for either.
+        names = [row.get(name) for name in ("category", "source")]
+        category = next((name for name in names if isinstance(name, str) and name), "none")
+        return Example(label, self.category(category, reading, label), group, ratings=ratings)
 
-    def category(self, value: Any, reading: Reading, label: str) -> str:
+    def category(self, given: str, reading: Reading, label: str) -> str:
         """A row's category, which is no total's name."""
-        given = str(value or "none")
         if (found := apart_from_totals(given)) != given:
             reading.note("category_named_as_a_total", label)
         return found
@@ -58,6 +71,7 @@ class UnifiedFeedback(PairFile):
     hub = (("val", "llm-blender/Unified-Feedback@all:val"),)
     columns = ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating", "source")
     equal = 0.0
+    files = Benchmark.files
 
     def __init__(self) -> None:
         super().__init__("unified_feedback")
@@ -68,14 +82,13 @@ class UnifiedFeedback(PairFile):
 
     def example(self, row: Mapping[str, Any], part: str, reading: Reading, label: str) -> Example:
         """A pair."""
-        group = text_pair(row)
-        return Example(label, self.category(row["source"], reading, label), group)
+        return Example(label, self.category(str(row["source"]), reading, label), text_group(row)[0])
 
 
-def text_pair(row: Mapping[str, Any]) -> TextGroup:
-    """A row as training's reader sees it.
+def text_group(row: Mapping[str, Any]) -> tuple[TextGroup, tuple[float, ...]]:
+    """A row as training's reader sees it: a pair with the better response first, or a ranking and its order.
 
-    A soft label below one half says that the other side is better, one half is a tie.
+    A soft label below one half says that the other side is better, one half is a tie. The order: see `Example.ratings`.
 
     Errors: Refused, with the reader's reason.
     """
@@ -86,14 +99,9 @@ def text_pair(row: Mapping[str, Any]) -> TextGroup:
     label = 1.0 if row.get("soft_label") is None else float(row["soft_label"])
     if label == 0.5:
         raise Refused("tie")
-    if label < 0.5:
-        responses = responses[::-1]
     # The reader instructs summarization prompts in rated conversations alone.
     source = str(row.get("source") or "") if "conv_A" in row else ""
-    return TextGroup(prompt if isinstance(prompt, str) else tuple(prompt), tuple(map(_response, responses)), source)
-
-
-def _response(value: list[dict[str, str]] | str) -> Response:
-    if isinstance(value, str):
-        return value
-    return value[0]["content"] if len(value) == 1 else tuple(value)
+    if not is_ranking(row):
+        return as_group(prompt, responses[::-1] if label < 0.5 else responses, source), ()
+    sign = -1.0 if label < 0.5 else 1.0
+    return as_group(prompt, responses, source), tuple(sign * rating for rating in ratings_of(row))

@@ -1,0 +1,1 @@
+"""Policies against the tools that others use."""

@@ -1,0 +1,204 @@
+"""Whole DPO steps against TRL's DPOTrainer on the same pairs, in turn; their losses must be equal at every step.
+
+TRL runs as installed (gradient checkpointing, the reference computed at each step), without checkpointing, and with
+the reference's log-probs computed beforehand too, as ours are. Beside each ratio stands its FLOP ceiling: what the
+tokens and the products of the linear layers allow if a FLOP costs the same everywhere. Seconds are of the process's own
+processors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lightning.pytorch as L
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from benchmarks.train.material import OPTIONS, Material, cache, make_material
+from benchmarks.train.ours import _Ends as OurEnds
+from benchmarks.train.ours import optimizer
+from benchmarks.train.peers import BETA, CLIP, LEARNING_RATE, Steps, Variant, differences
+from benchmarks.train.peers import _Ends as TheirEnds
+from benchmarks.train.report import Row
+from benchmarks.train.shapes import SHAPES, Shape, ceilings, population, typical_batch
+from benchmarks.train.steps import median_ratio
+from grmlight import PairDataModule, PolicyModule
+from grmlight.policy.objectives import AlignmentObjective
+
+
+class _LossKeeper(DPOTrainer):
+    """TRL's trainer, which keeps the loss of each step as a tensor."""
+
+    def compute_loss(self, *arguments: Any, **more: Any) -> Any:
+        loss = super().compute_loss(*arguments, **more)
+        self.kept = [*getattr(self, "kept", []), (loss[0] if isinstance(loss, tuple) else loss).detach()]
+        return loss
+
+
+def trl_dpo(gradient_checkpointing: bool = True, precompute: bool = False) -> Variant:
+    """TRL's DPOTrainer with its defaults but for: `max_length` raised, so that it trains on the same pairs."""
+
+    def run(material: Material, steps: int) -> Steps:
+        rows = [json.loads(line) for line in Path(material.pairs).read_text().splitlines()]
+        ends = TheirEnds()
+        with tempfile.TemporaryDirectory() as folder:
+            options = DPOConfig(
+                folder,
+                beta=BETA,
+                max_length=2048,
+                gradient_checkpointing=gradient_checkpointing,
+                precompute_ref_log_probs=precompute,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                per_device_train_batch_size=len(rows),
+                max_steps=steps,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                max_grad_norm=CLIP,
+                weight_decay=0.0,
+                disable_tqdm=True,
+                report_to="none",
+                save_strategy="no",
+            )
+            trainer = _LossKeeper(
+                model=AutoModelForCausalLM.from_pretrained(material.model),
+                args=options,
+                train_dataset=datasets.Dataset.from_list(rows),
+                processing_class=AutoTokenizer.from_pretrained(material.model),
+                callbacks=[ends],
+            )
+            trainer.train()
+        return Steps(differences(ends.ends), torch.stack(trainer.kept).tolist())
+
+    return run
+
+
+def our_dpo(reference: Any = "store") -> Variant:
+    """A run of `Trainer.fit`; the reference comes from the store, or from a copy that runs at each step."""
+
+    def run(material: Material, steps: int) -> Steps:
+        ends = OurEnds()
+        module = PolicyModule(
+            material.model,
+            AlignmentObjective("dpo", beta=BETA),
+            reference=reference,
+            optimizer=optimizer,
+            schedule="constant",
+            warmup_ratio=0.0,
+        )
+        data = PairDataModule(
+            train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=len(material.ids)
+        )
+        with cache(material.folder), tempfile.TemporaryDirectory() as folder:
+            trainer = L.Trainer(
+                default_root_dir=folder,
+                accelerator="auto",
+                devices=1,
+                max_steps=steps,
+                gradient_clip_val=CLIP,
+                callbacks=[ends],
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+                logger=False,
+            )
+            trainer.fit(module, data)
+        return Steps(differences(ends.ends), torch.stack(ends.losses).tolist())
+
+    return run
+
+
+VARIANTS: dict[str, Variant] = {
+    "trl dpo": trl_dpo(),
+    "trl dpo without checkpointing": trl_dpo(gradient_checkpointing=False),
+    "trl dpo without checkpointing, reference beforehand": trl_dpo(gradient_checkpointing=False, precompute=True),
+    "ours dpo": our_dpo(),
+    "ours dpo, reference at each step": our_dpo("copy"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A ratio of times.
+
+    Attributes:
+        name: what it is.
+        slow, fast: the variants.
+        products: of the linear layers for a token, of the slow and the fast variant: 1 in a forward, 2 in backward.
+        floor, target: of the ratio on the reference shape; None where there are none.
+    """
+
+    name: str
+    slow: str
+    fast: str
+    products: tuple[int, int]
+    floor: float | None = None
+    target: float | None = None
+
+
+FIGURES = (
+    Figure("DPO against TRL's DPOTrainer as installed", "trl dpo", "ours dpo", (5, 3), 3.0, 4.0),
+    Figure("DPO against TRL without checkpointing", "trl dpo without checkpointing", "ours dpo", (4, 3)),
+    Figure(
+        "DPO against TRL without checkpointing, both with the reference beforehand",
+        "trl dpo without checkpointing, reference beforehand",
+        "ours dpo",
+        (3, 3),
+    ),
+    Figure(
+        "DPO against TRL as installed, both with the reference at each step",
+        "trl dpo",
+        "ours dpo, reference at each step",
+        (5, 4),
+    ),
+)
+
+
+def alignment_rows(folder: Path, repetitions: int = 5, steps: int = 2) -> list[Row]:
+    """The ratios on three shapes at batch 8, and what each variant took."""
+    rows = []
+    for shape in SHAPES.values():
+        often = repetitions if shape.name == "reference" else max(1, repetitions // 2)
+        rows += shape_rows(shape, 8, often, steps, folder / shape.name)
+    return rows
+
+
+def shape_rows(shape: Shape, batch: int, repetitions: int, steps: int, folder: Path) -> list[Row]:
+    """The ratios of step times, medians over repetitions that alternate, with their FLOP ceilings."""
+    pairs = population(shape)
+    material = make_material(folder, typical_batch(pairs, batch))
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for repetition in range(repetitions):
+        runs = {}
+        for name, variant in VARIANTS.items():
+            runs[name] = variant(material, steps + 1)
+            seconds[name].append(statistics.mean(runs[name].seconds))
+            took = seconds[name][-1]
+            print(f"  {shape.name} {batch} [{repetition + 1}/{repetitions}] {name}: {took:.3f} s", flush=True)
+        check_same(runs)
+    where = f"{shape.name}, batch {batch}"
+    tokens, rows = ceilings(pairs, batch).padded_to_shared, []
+    for figure in FIGURES:
+        bounds = (figure.floor, figure.target) if shape.name == "reference" else (None, None)
+        ratio = median_ratio(seconds[figure.slow], seconds[figure.fast])
+        ceiling = tokens * figure.products[0] / figure.products[1]
+        rows.append(Row(f"{figure.name} ({where})", ratio, "x", *bounds))
+        rows.append(Row(f"FLOP ceiling of: {figure.name} ({where})", ceiling, "x"))
+    return rows + [
+        Row(f"seconds a step, {name} ({where})", statistics.median(took), "s") for name, took in seconds.items()
+    ]
+
+
+def check_same(runs: dict[str, Steps]) -> None:
+    """Assert that all variants had one loss at every step."""
+    first, *others = (run.losses for run in runs.values())
+    for losses in others:
+        assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(first, losses, strict=True)), runs

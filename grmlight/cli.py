@@ -20,7 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from grmlight.commands import FUNCTIONS
-from grmlight.data.datamodule import PairDataModule
+from grmlight.data.datamodule import TextDataModule
 from grmlight.data.files import remove
 from grmlight.evaluation.learning_curve import LearningCurve
 from grmlight.evaluation.predictions import PredictionWriter
@@ -110,7 +110,7 @@ def run_trainer(arguments: list[str]) -> None:
     """`fit`, `validate`, `test` and `predict`."""
     CommandLine(
         GroupModule,
-        PairDataModule,
+        TextDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

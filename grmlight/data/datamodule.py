@@ -19,7 +19,30 @@ from grmlight.data.train_tokenizer import trained_tokenizer
 Sources = str | dict[str, str] | None
 
 
-class PairDataModule(L.LightningDataModule):
+class TextDataModule(L.LightningDataModule):
+    """What a run needs to know of its data, whatever that is: how text becomes tokens.
+
+    Attributes:
+        tokenizer: see `grmlight.data.tokenizer.load_tokenizer`.
+        options: how text becomes tokens.
+    """
+
+    tokenizer: str
+    options: PrepareOptions
+
+    def place(self) -> dict[str, Any]:
+        """This process among those that share the data, as loaders take it."""
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
+
+    def check_tokenizer(self) -> None:
+        """Errors: ValueError if none is named."""
+        if not self.tokenizer:
+            raise ValueError("no tokenizer is named; set data.init_args.tokenizer to the backbone's name or folder")
+
+
+class PairDataModule(TextDataModule):
     """Preference pairs for training and evaluation.
 
     Args:
@@ -68,12 +91,12 @@ class PairDataModule(L.LightningDataModule):
     @property
     def val_sources(self) -> dict[str, str]:
         """The validation sets by name."""
-        return _named(self.val, "val")
+        return named(self.val, "val")
 
     @property
     def test_sources(self) -> dict[str, str]:
         """The test sets by name; the validation sets where none are given."""
-        return _named(self.test, "test") or self.val_sources
+        return named(self.test, "test") or self.val_sources
 
     def sources(self, stage: str | None) -> dict[str, str]:
         """What a stage needs, by name.
@@ -105,8 +128,7 @@ class PairDataModule(L.LightningDataModule):
         self._prepare(stage)
 
     def _prepare(self, stage: str | None) -> None:
-        if not self.tokenizer:
-            raise ValueError("no tokenizer is named; set data.init_args.tokenizer to the backbone's name or folder")
+        self.check_tokenizer()
         sources = self.sources(stage)
         self.tokenizer = trained_tokenizer(self.tokenizer, self.train or "", cache_directory() / "tokenizers")
         for name, source in sources.items():
@@ -122,7 +144,7 @@ class PairDataModule(L.LightningDataModule):
             "reference_logps": self.reference_logps.get("train"),
             "labels": self.labels.get("train"),
             "select": self.select,
-        } | self._place()
+        } | self.place()
         store = self.prepared["train"].store
         if self.course is not None:
             return CourseLoader(self.course, store, self.pairs_per_step, **options)
@@ -147,15 +169,10 @@ class PairDataModule(L.LightningDataModule):
                 self.eval_pairs,
                 reference_logps=self.reference_logps.get(name),
                 labels=self.labels.get(name),
-                **self._place(),
+                **self.place(),
             )
             for name in sources
         ]
-
-    def _place(self) -> dict[str, Any]:
-        if self.trainer is None:
-            return {}
-        return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
 
 
 def evaluation_options(options: PrepareOptions) -> PrepareOptions:
@@ -163,7 +180,8 @@ def evaluation_options(options: PrepareOptions) -> PrepareOptions:
     return dataclasses.replace(options, stride=1, offset=0, limit=None, flip=0.0)
 
 
-def _named(sources: Sources, default: str) -> dict[str, str]:
+def named(sources: Sources, default: str) -> dict[str, str]:
+    """Evaluation sets by name: a single one has that of its kind. Errors: ValueError for one that is named "train"."""
     if not sources:
         return {}
     named = {default: sources} if isinstance(sources, str) else dict(sources)

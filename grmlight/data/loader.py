@@ -131,26 +131,30 @@ class GroupLoader:
         """Called when a step is done. An evaluation begins at the beginning again, wherever the last one stopped."""
 
 
-class TrainingLoader(GroupLoader):
-    """A GroupLoader that a checkpoint resumes: its state is equal on every rank."""
+class Resumable:
+    """What a checkpoint needs of a loader that has `steps_per_epoch`: its state is equal on every rank."""
+
+    _epoch: int
+    _steps: int
 
     def _advance(self, step: int) -> None:
         """Count a step as done; the epoch rolls over with its last one."""
         self._steps = step + 1
-        if self._steps == self.steps_per_epoch:
+        if self._steps == self.steps_per_epoch:  # pyright: ignore[reportAttributeAccessIssue]
             self._epoch, self._steps = self._epoch + 1, 0
+
+    def _order_of(self) -> dict[str, Any]:
+        """What the order depends on."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, at the boundary of a step, and what its order depends on."""
         return {"epoch": self._epoch, "steps": self._steps} | self._order_of()
 
-    def _order_of(self) -> dict[str, Any]:
-        return {"pairs_per_step": self.pairs_per_step, "seed": self.seed, "pairs": len(self.store)}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
 
-        Errors: ValueError for another step size, seed or number of pairs: the epoch would have other steps.
+        Errors: ValueError for another step size, seed or number of groups: the epoch would have other steps.
         """
         for name, value in self._order_of().items():
             if state_dict[name] != value:
@@ -159,3 +163,10 @@ class TrainingLoader(GroupLoader):
                     "use the same, or start anew without the checkpoint"
                 )
         self._epoch, self._steps = state_dict["epoch"], state_dict["steps"]
+
+
+class TrainingLoader(Resumable, GroupLoader):
+    """A GroupLoader that a checkpoint resumes."""
+
+    def _order_of(self) -> dict[str, Any]:
+        return {"pairs_per_step": self.pairs_per_step, "seed": self.seed, "pairs": len(self.store)}

@@ -5,6 +5,7 @@ from grmlight.lab.datamodule import WorldData as WorldData
 from grmlight.lab.files import WorldFiles, world_files
 from grmlight.lab.gold import Gold
 from grmlight.lab.gold_reward import GoldReward as GoldReward
+from grmlight.lab.prompts import WorldPrompts as WorldPrompts
 from grmlight.lab.world import Prompt, Split, World
 
 __all__ = ["Gold", "Prompt", "Split", "World", "WorldFiles", "world_files"]

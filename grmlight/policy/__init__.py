@@ -1,1 +1,3 @@
 """Policies: optimized against a reward, and kept from over-optimizing it."""
+
+from grmlight.policy.prompts import PromptDataModule as PromptDataModule

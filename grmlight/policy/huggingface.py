@@ -91,10 +91,11 @@ class HuggingFaceSampler:
         began = time.perf_counter()
         token_ids = self._reader.read(prompts, options.max_new_tokens)
         found = self._decode(token_ids, options, seed, range(len(prompts)) if numbers is None else numbers)
-        texts = self.tokenizer.batch_decode([each.tokens for each in found.values()], skip_special_tokens=True)
         answers = {
-            row: Answer(each.tokens, text, each.ended, each.logps)
-            for (row, each), text in zip(found.items(), texts, strict=True)
+            row: Answer(
+                each.tokens, self.tokenizer.decode(each.tokens, skip_special_tokens=True), each.ended, each.logps
+            )
+            for row, each in found.items()
         }
         groups = tuple(
             Rollout(prompt, tokens, tuple(answers[place, sample] for sample in range(options.samples)))

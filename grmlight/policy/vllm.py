@@ -119,13 +119,12 @@ def parameters(options: SamplingOptions, ends: Collection[int], seed: int, numbe
 
 def answers(tokenizer: Any, completions: Sequence[Any]) -> tuple[Answer, ...]:
     """What vLLM's completions of a prompt say, in the order of their numbers."""
-    ordered = sorted(completions, key=lambda completion: completion.index)
-    tokens = [np.array(list(completion.token_ids), np.int64) for completion in ordered]
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return tuple(
-        Answer(ids, text, completion.finish_reason == "stop", _logps(ids, completion.logprobs))
-        for ids, text, completion in zip(tokens, texts, ordered, strict=True)
-    )
+    found = []
+    for each in sorted(completions, key=lambda completion: completion.index):
+        tokens = np.array(list(each.token_ids), np.int64)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        found.append(Answer(tokens, text, each.finish_reason == "stop", _logps(tokens, each.logprobs)))
+    return tuple(found)
 
 
 def _logps(tokens: np.ndarray, found: Sequence[dict[int, Any]] | None) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """Pure loss functions: tensors in, one value for each comparison or response out, nothing reduced.
 
-Shape suffixes: C comparisons, N responses. `logps` are sums over the scored tokens of a response, in nats.
+Shape suffixes: C comparisons, N responses, L response tokens. `logps` of responses are sums over their
+scored tokens, in nats.
 """
 
 from __future__ import annotations
@@ -121,3 +122,25 @@ def score_l2(better_C: Float[Tensor, " C"], worse_C: Float[Tensor, " C"]) -> Flo
 def positive_reward(mean_reward: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """`-log sigmoid` of the mean reward of the better responses. Source: the GRM authors' released code."""
     return -F.logsigmoid(mean_reward)
+
+
+def clipped_objective(
+    log_ratio_L: Float[Tensor, " L"], advantage_L: Float[Tensor, " L"], clip: float
+) -> Float[Tensor, " L"]:
+    """PPO's loss, `-min(r A, clip(r, 1 - c, 1 + c) A)` with r = exp(log ratio of the new to the sampling policy).
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7, with the sign of a loss.
+    """
+    ratio_L = log_ratio_L.exp()
+    return torch.maximum(-advantage_L * ratio_L, -advantage_L * ratio_L.clamp(1 - clip, 1 + clip))
+
+
+def clipped_value_loss(
+    values_L: Float[Tensor, " L"], old_L: Float[Tensor, " L"], returns_L: Float[Tensor, " L"], clip: float
+) -> Float[Tensor, " L"]:
+    """Half the squared error of values, or that of values moved at most `clip` from the old ones, if it is larger.
+
+    Source: Schulman et al. 2016's trust region as in OpenAI's `baselines` PPO2; an infinite `clip` is the plain error.
+    """
+    near_L = torch.minimum(torch.maximum(values_L, old_L - clip), old_L + clip)
+    return 0.5 * torch.maximum((values_L - returns_L).square(), (near_L - returns_L).square())

@@ -64,6 +64,8 @@ class GroupModule(L.LightningModule):
     model: torch.nn.Module | None
     own_terms: frozenset[str] = frozenset()
     """Terms of the loss that a subclass adds, whose names no regularizer may have."""
+    shown: tuple[str, ...] = ("train/loss", "train/accuracy")
+    """Figures for the progress bar, and for callbacks that monitor one."""
 
     def __init__(
         self,
@@ -290,11 +292,16 @@ class GroupModule(L.LightningModule):
         if self.on_nonfinite == "skip":
             figures["train/skipped"] = self.meter.skipped
         figures |= work_figures(read.work, self.trainer.world_size, self._flops, self._peak)
+        figures = self.finish_figures(figures)
         for logger in self.loggers:
             logger.log_metrics(figures, step=self.global_step)
-        shown = {name: figures[name] for name in ("train/loss", "train/accuracy") if name in figures}
+        shown = {name: figures[name] for name in self.shown if name in figures}
         self.trainer.progress_bar_metrics.update(shown)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in shown.items()})
+
+    def finish_figures(self, figures: dict[str, float]) -> dict[str, float]:
+        """A line's figures, with those that a subclass adds and without those that it has no use for."""
+        return figures
 
     def _finite_on_all_ranks(self, norm: Tensor) -> bool:
         """Wait for the device: are this step's terms and gradient finite?"""
@@ -336,6 +343,10 @@ class GroupModule(L.LightningModule):
             return
         loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         self._resumed = {"loader": next(iter(loader_states), None), "meter": checkpoint.get("grmlight_meter")}
+        self.count_batches(checkpoint)
+
+    def count_batches(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning's count of batches fit this run's accumulation."""
         count_packs(checkpoint, self.trainer.accumulate_grad_batches)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

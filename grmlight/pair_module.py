@@ -187,7 +187,7 @@ class PairModule(GroupModule):
         """Make the metrics of this stage's evaluation sets; before training, say what memory it takes."""
         check_trainer(self.trainer)
         if stage == "fit":
-            _check_masters(self.backbone)
+            check_masters(self.backbone)
         if stage == "fit" and self.model is None:
             memory = training_memory(self.backbone, self.ensemble, self.adapters)
             rank_zero_info(memory.describe(self.trainer.world_size))
@@ -234,7 +234,7 @@ class PairModule(GroupModule):
             return predictions(outputs.rewards_N, batch, outputs.rewards_KN)
 
 
-def _check_masters(backbone: BackboneConfig) -> None:
+def check_masters(backbone: BackboneConfig) -> None:
     """Weights that learn must be float32."""
     if backbone.dtype == "bfloat16" and backbone.lora is None and not backbone.frozen:
         raise ValueError(

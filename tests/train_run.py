@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -61,9 +62,16 @@ class Run:
         out: the folder it writes to.
         arguments: see `parse`.
         ranks: the number of processes.
+        program: what each of them runs, of the arguments; `main` without one.
     """
 
-    def __init__(self, out: Path, *arguments: str, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *arguments: str,
+        ranks: int = 1,
+        program: Callable[[list[str]], None] | None = None,
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out = out
         server = multiprocessing.get_context("forkserver")
@@ -76,7 +84,7 @@ class Run:
         for rank in range(ranks):
             placed = shared | ({"LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else {})
             given = ["--out", str(out), "--devices", str(ranks), *map(str, arguments)]
-            self.processes.append(server.Process(target=_in_process, args=(given, placed, rank)))
+            self.processes.append(server.Process(target=_in_process, args=(given, placed, rank, program or main)))
             self.processes[-1].start()
 
     def kill(self) -> None:
@@ -116,7 +124,9 @@ def losses(out: Path) -> dict[int, dict[str, float]]:
     return {row["step"]: {name: row[name] for name in row if not name.startswith("speed/")} for row in rows}
 
 
-def _in_process(arguments: list[str], environment: dict[str, str], rank: int) -> None:
+def _in_process(
+    arguments: list[str], environment: dict[str, str], rank: int, program: Callable[[list[str]], None]
+) -> None:
     os.environ.update(environment)
     file = os.open(
         Path(environment["GRMLIGHT_CACHE"]).parent / f"output-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC
@@ -125,7 +135,7 @@ def _in_process(arguments: list[str], environment: dict[str, str], rank: int) ->
     os.dup2(file, 2)
     torch.set_num_threads(1)
     try:
-        main(arguments)
+        program(arguments)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

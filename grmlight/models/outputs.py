@@ -18,6 +18,8 @@ class Signal(StrEnum):
     """Log-probs of every response."""
     REFERENCE_LOGPS = "reference_logps"
     """Log-probs of every response under the start model, without gradient: the batch's, or computed."""
+    VALUES = "values"
+    """Of a policy: its critic's value before each scored token."""
     HIDDEN = "hidden"
     """The hidden state that the reward is read from."""
 
@@ -32,6 +34,7 @@ class Outputs:
         reference_logps_N: the same under the reference.
         logps_L: of a policy: the log-prob of each scored token.
         reference_logps_L: the same under the reference, where the batch does not bring the responses' sums.
+        values_KL: of a policy's critic: for each of its K heads the value before each scored token, float32.
         hidden_NH: last hidden state of each response, in the backbone's dtype.
         rewards_KN: of an ensemble: each member's rewards, recentered.
         members: of an ensemble: each member's own outputs, as the member alone would give them. Losses read these.
@@ -43,5 +46,6 @@ class Outputs:
     hidden_NH: Float[Tensor, "N H"] | None = None
     logps_L: Float[Tensor, " L"] | None = None
     reference_logps_L: Float[Tensor, " L"] | None = None
+    values_KL: Float[Tensor, "K L"] | None = None
     rewards_KN: Float[Tensor, "K N"] | None = None
     members: tuple[Outputs, ...] = ()

@@ -30,7 +30,7 @@ def shard(model: AnyRewardModel | PolicyModel, mesh: DeviceMesh, dtype: torch.dt
     # A batch is no input to cast: it keeps weights and labels in float32, and its layout as it is.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in [part for part in model.modules() if isinstance(part, CausalModel)]:
-        for lm in (part.lm, part.reference):
+        for lm in (part.lm, part.reference, getattr(part, "critic", None)):
             for layer in [] if lm is None else decoder_layers(lm):
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
         # Ranks gather weights together, so they must run the layers equally often.

@@ -5,39 +5,132 @@ Notable decisions:
 - Its reward is the implicit one of direct alignment, log pi(response) - log reference(response) in nats, so that what
   measures reward models measures policies too.
 - Log-probs are those of the response's scored tokens, summed, and token by token.
+- Its critic, if it has one, reads the policy's own hidden states; or those of adapters or layers of its own. It is no
+  part of a saved policy.
 - Saved policies are plain Hugging Face folders with their tokenizer; a merged copy where there are adapters.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import os
 from collections.abc import Collection, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from torch import nn
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from grmlight.data.batch import GroupBatch
 from grmlight.models import checkpoint
-from grmlight.models.backbone import BackboneConfig
-from grmlight.models.causal_model import CausalModel
+from grmlight.models.backbone import (
+    BackboneConfig,
+    adapter_on,
+    add_adapters,
+    decoder,
+    enable_checkpointing,
+    hidden_size,
+    same_adapter,
+    tuner_layers,
+)
+from grmlight.models.causal_model import CausalModel, Packing
 from grmlight.models.decoding import Decoded, Pick, decode
+from grmlight.models.heads import HeadConfig, InFloat32, RewardHead
+from grmlight.models.hidden import HiddenStates, packed_states
 from grmlight.models.outputs import Outputs, Signal
+from grmlight.models.padded import padded_states
 
 KIND = "policy"
 """Of its folder, in `grmlight.json`."""
 
 
+Critic = Literal["shared", "apart"]
+
+_LINEAR = HeadConfig(kind="linear", dropout=0.0)
+
+
+class ValueHeads(InFloat32):
+    """One head for each value to be learned, each giving 0 at first.
+
+    Args:
+        hidden_size: size of the hidden states.
+        count: heads.
+        config: their shape.
+        seed: of their initial parameters.
+    """
+
+    def __init__(self, hidden_size: int, count: int, config: HeadConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(RewardHead(hidden_size, config, seed + number) for number in range(count))
+        for head in self.heads:
+            *_, final = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
+            nn.init.zeros_(final.weight)
+            nn.init.zeros_(final.bias)
+
+    def forward(self, hidden_LH: Float[Tensor, "L H"]) -> Float[Tensor, "K L"]:
+        """A float32 value of each head for each hidden state."""
+        return torch.stack([head(hidden_LH) for head in self.heads])
+
+
 class PolicyModel(CausalModel):
     """A causal LM as a policy: `forward` gives log-probs, and those of its reference.
 
-    Args: see `CausalModel`.
+    Args:
+        backbone, seed, reference, packing: see `CausalModel`.
+        values: heads of its critic; 0 for none.
+        critic: what the critic reads: "shared", the policy's hidden states; "apart", those of adapters of its own on
+            the same backbone, or where everything trains of a decoder of its own.
+        value_head: the shape of its heads.
 
     Source: the implicit reward is that of DPO (arXiv 2305.18290), equation 5, without its beta.
     """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        seed: int = 0,
+        reference: bool = False,
+        packing: Packing = "auto",
+        values: int = 0,
+        critic: Critic = "shared",
+        value_head: HeadConfig | None = None,
+    ) -> None:
+        super().__init__(backbone, seed, reference, packing)
+        if critic not in ("shared", "apart"):
+            raise ValueError(f"critic must be 'shared' or 'apart', got {critic!r}")
+        self._heads, self._reads, self._head = values, critic, value_head or _LINEAR
+        self.values = ValueHeads(hidden_size(self.lm), values, self._head, seed) if values else None
+        self.critic: nn.Module | None = None
+        self._adapters: list[str] = []
+        if values and critic == "apart":
+            self._set_apart(seed)
+
+    def _set_apart(self, seed: int) -> None:
+        """Give the critic adapters or a decoder of its own."""
+        if isinstance(self.backbone, PeftModel):
+            self._adapters = add_adapters(self.backbone, [seed])
+            if self.backbone_config.gradient_checkpointing:
+                enable_checkpointing(self.lm, context_fn=same_adapter)
+        else:
+            self.critic = copy.deepcopy(decoder(self.lm))
+
+    def _critic_states(self, batch: GroupBatch, states: HiddenStates) -> HiddenStates:
+        """What the critic reads of a batch."""
+        if self.critic is not None:
+            return (
+                packed_states(self.critic, batch) if self.packed else padded_states(self.critic, batch, self.bucketed)
+            )
+        if len(self._adapters) < 2:
+            return states
+        with adapter_on(self._tuned, self._adapters[1]):
+            return self._states(self.lm, batch)
 
     def forward(self, batch: GroupBatch, signals: frozenset[Signal] = frozenset()) -> Outputs:
         """Log-probs of every response, of the chosen alone where no more is asked for, and what else is asked for.
@@ -52,8 +145,13 @@ class PolicyModel(CausalModel):
         self._check_length(batch)
         # First, so that the adapters are back before anything is recorded for backward.
         reference_N, reference_L = self._reference_logps(batch) if Signal.REFERENCE_LOGPS in signals else (None, None)
-        states = self._states(self.lm, batch)
+        with adapter_on(self._tuned, self._adapters[0]) if self._adapters else contextlib.nullcontext():
+            states = self._states(self.lm, batch)
         logps_N, logps_L = self._logps(states, batch, signals)
+        values_KL = None
+        if Signal.VALUES in signals:
+            assert self.values is not None
+            values_KL = self.values(self._critic_states(batch, states).at_source())
         assert logps_N is not None
         return Outputs(
             rewards_N=logps_N.detach() if reference_N is None else logps_N.detach() - reference_N,
@@ -61,13 +159,15 @@ class PolicyModel(CausalModel):
             logps_L=logps_L,
             reference_logps_N=reference_N,
             reference_logps_L=reference_L,
+            values_KL=values_KL,
             hidden_NH=states.at_last() if Signal.HIDDEN in signals else None,
         )
 
     def blank(self) -> Self:
         """A model of the same shape with random weights, whole and on the CPU, without a reference."""
         backbone = dataclasses.replace(self.backbone_config, pretrained=False, gradient_checkpointing=False)
-        return type(self)(backbone, packing="auto" if self.packed else "never")
+        packing: Packing = "auto" if self.packed else "never"
+        return type(self)(backbone, packing=packing, values=self._heads, critic=self._reads, value_head=self._head)
 
     def generate(
         self, prompts: Sequence[np.ndarray], owners: Sequence[int], pick: Pick, ends: Collection[int], limit: int
@@ -92,6 +192,15 @@ class PolicyModel(CausalModel):
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
 
+    @staticmethod
+    def of_critic(name: str) -> bool:
+        """Whether a tensor of this name in the state dict is the critic's own, and so no part of the policy."""
+        return name.startswith(("values.", "critic.")) or ".member_1." in name
+
+    @property
+    def _tuned(self) -> Sequence[BaseTunerLayer]:
+        return tuner_layers(self.backbone)
+
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], **options: Any) -> Self:
         """Load a causal LM's folder.
@@ -108,5 +217,5 @@ class PolicyModel(CausalModel):
         return cls(BackboneConfig(name=os.fspath(directory), **chosen), **options)
 
     def float32_parts(self) -> list[nn.Module]:
-        """What stays in float32 where the layers compute in another dtype: nothing."""
-        return []
+        """What stays in float32 where the layers compute in another dtype: the critic's heads."""
+        return [] if self.values is None else [self.values]

@@ -1,14 +1,26 @@
-"""What answers are rewarded by: reward models, and plain functions, opened by name."""
+"""What answers are rewarded by: reward models, ensembles and plain functions, opened by name; and several as one.
+
+Shape suffixes: K rewards, N answers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from grmlight.data.texts import TextGroup, final_answer
 from grmlight.evaluation.group_scorer import GroupScorer, ScoringOptions, open_scorer
+from grmlight.models.aggregation import aggregate, check_aggregation
+
+Aggregator = Literal["mean", "wco", "uwo", "sum"]
+"""How several rewards make one score; `grmlight.models.aggregation` has the first three."""
 
 
 class FunctionReward:
@@ -66,3 +78,72 @@ def _imported(spec: str) -> Any:
 
 def _text(group: TextGroup) -> str:
     return group.prompt if isinstance(group.prompt, str) else group.prompt[-1]["content"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSource:
+    """A reward, and what it is called.
+
+    Attributes:
+        spec: see `open_reward`.
+        name: in logs and checkpoints; without one the reward's own.
+    """
+
+    spec: str
+    name: str = ""
+
+
+RewardLike = str | RewardSource | GroupScorer | Callable[[str, str], float]
+"""A spec, a spec with a name, something that scores groups, or a function of prompt and response."""
+
+
+def open_rewards(sources: Sequence[Any]) -> dict[str, GroupScorer]:
+    """Several rewards by their names, in order.
+
+    Args:
+        sources: each a `RewardLike`.
+
+    Errors: ValueError for two of one name, and as `open_reward`.
+    """
+    found: dict[str, GroupScorer] = {}
+    for source in sources:
+        name, scorer = _named(source)
+        if name in found:
+            raise ValueError(f"two rewards are named {name!r}; give one of them another `name`")
+        found[name] = scorer
+    return found
+
+
+def _named(source: Any) -> tuple[str, GroupScorer]:
+    if isinstance(source, str):
+        source = RewardSource(source)
+    if isinstance(source, RewardSource):
+        scorer = open_reward(source.spec)
+        # Names are parts of metrics' names, in which a slash begins another group.
+        return source.name or scorer.name.strip("/").replace("/", "_"), scorer
+    if hasattr(source, "score"):
+        return source.name, source
+    if not callable(source):
+        raise ValueError(f"reward {source!r}: is neither a spec, nor scores groups, nor is a function")  # noqa: TRY004
+    name = getattr(source, "__name__", type(source).__name__)
+    return name, FunctionReward(source, name)
+
+
+def combine(
+    rewards: Mapping[str, Float[Tensor, " N"]], aggregator: Aggregator, variance_weight: float = 0.5
+) -> Float[Tensor, " N"]:
+    """One score of several rewards; NaN where one of them is.
+
+    Args:
+        rewards: of each answer, by name. "wco" and "uwo" compare them, so they need one zero and one scale: those of an
+            ensemble's folder have, rewards trained apart do not.
+        aggregator: "sum", or one of an ensemble's (`grmlight.models.aggregation`).
+        variance_weight: lambda of "uwo".
+
+    Errors: ValueError for an unknown aggregator.
+    """
+    rewards_KN = torch.stack([*rewards.values()])
+    if aggregator == "sum":
+        return rewards_KN.sum(0)
+    check_aggregation(aggregator, variance_weight)
+    return aggregate(rewards_KN, aggregator, variance_weight)

@@ -73,8 +73,24 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int
     ) -> None:
         """Save where it is time and a step is complete."""
-        self._within_step = batch.micro_batch + 1 < batch.packs
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._within_step = pl_module.automatic_optimization and batch.micro_batch + 1 < batch.packs
+        if pl_module.automatic_optimization:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        else:
+            self._save_if_passed(trainer)
+
+    def _save_if_passed(self, trainer: Trainer) -> None:
+        """With manual optimization a batch may be several steps, and pass over the one that is due.
+
+        Lightning's own asks such modules for their weights from before the optimizer step, which nobody wants here.
+        """
+        every = self._every_n_train_steps
+        if every < 1 or trainer.global_step // every <= self._last_global_step_saved // every:
+            return
+        candidates = self._monitor_candidates(trainer)
+        if not self._should_skip_saving_checkpoint(trainer) and (self.monitor is None or self.monitor in candidates):
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
         return self._within_step or super()._should_skip_saving_checkpoint(trainer)

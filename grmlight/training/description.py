@@ -110,6 +110,7 @@ def build(described: dict[str, Any], tensors: dict[str, Tensor]) -> AnyRewardMod
             model = EnsembleModel.build(config, head, EnsembleConfig(**ensemble), packing=packing)
         elif described["head"] is None:
             model = PolicyModel(config, packing=packing)
+            tensors = {name: each for name, each in tensors.items() if not model.of_critic(name.removeprefix(_PREFIX))}
         else:
             model = RewardModel(config, HeadConfig(**described["head"]), packing=packing)
     frozen = check_frozen(model, {DESCRIPTION: described})

@@ -1,0 +1,1 @@
+"""Online optimization against rewards: PPO, RLOO and GRPO."""

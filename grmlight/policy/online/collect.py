@@ -1,0 +1,138 @@
+"""Collecting: the answers to an iteration's prompts, and their rewards, on every rank; and on disk.
+
+Shape suffixes: N answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grmlight.evaluation.group_scorer import GroupScorer
+from grmlight.policy.online.buffer import Kept, RolloutFiles
+from grmlight.policy.online.experience import groups_of
+from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.rollouts import PromptText, Rollout, Rollouts
+from grmlight.policy.sampler import Sampler, SamplingOptions
+
+
+class Prompts(Protocol):
+    """A rank's prompts of one iteration.
+
+    Attributes:
+        prompts: text or messages.
+        numbers: the place of each among those of all ranks.
+        counts: 1, or 0 for one that only fills an empty share.
+    """
+
+    @property
+    def prompts(self) -> Sequence[PromptText]: ...  # noqa: D102
+    @property
+    def numbers(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def counts(self) -> Sequence[int]: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class Collector:
+    """Answers prompts and rewards the answers; what was paid for is on disk before anything else is done.
+
+    Attributes:
+        sampler: answers.
+        sampling: how.
+        rewards: by name.
+        ranks: who shares the work.
+        files: where rollouts are kept, if anywhere.
+        say: takes the name of what is to be said once, and the text.
+    """
+
+    sampler: Sampler
+    sampling: SamplingOptions
+    rewards: Mapping[str, GroupScorer]
+    ranks: AllRanks
+    files: RolloutFiles | None
+    say: Callable[[str, str], None]
+
+    def collect(self, batch: Prompts, iteration: int, key: str, seed: int) -> tuple[Kept, float]:
+        """The answers to all ranks' prompts with every reward, found or paid for; and the seconds of sampling now.
+
+        Errors: ValueError on every rank for prompts of which none can be answered, a sampler that gives no tokens, and
+        a reward that fails.
+        """
+        kept = self.ranks.from_first(self.files.read(iteration, key) if self.files and self.ranks.rank == 0 else None)
+        seconds = 0.0
+        if kept is None:
+            kept = self._sample(batch, iteration, seed)
+            seconds = kept.rollouts.seconds
+            self._write(iteration, key, kept)
+        if missing := {name: scorer for name, scorer in self.rewards.items() if name not in kept.rewards}:
+            found = score(kept.rollouts.groups, missing, self.ranks)
+            kept = dataclasses.replace(kept, rewards={**kept.rewards, **found})
+            self._write(iteration, key, kept)
+        return kept, seconds
+
+    def _sample(self, batch: Prompts, iteration: int, seed: int) -> Kept:
+        """This rank answers its prompts; all ranks get all answers, in the order of the prompts."""
+        parts = self.ranks.gather(self.ranks.together(lambda: self._answer(batch, seed)))
+        numbered = {number: rollout for answered, _, _ in parts for number, rollout in answered}
+        refused = {prompt: reason for _, left_out, _ in parts for prompt, reason in left_out.items()}
+        for prompt, reason in refused.items():
+            self.say(f"refused {prompt}", f"the prompt {prompt[:60]!r} is left out: {reason}")
+        if not numbered:
+            reasons = ", ".join(sorted(set(refused.values())))
+            raise ValueError(
+                f"iteration {iteration}: none of its {len(refused)} prompts can be answered ({reasons}); shorten them, "
+                "or lower sampling.max_new_tokens"
+            )
+        rollouts = tuple(numbered[number] for number in sorted(numbered))
+        if any(not len(answer.tokens) for rollout in rollouts for answer in rollout.answers) or not all(
+            rollout.answers for rollout in rollouts
+        ):
+            raise ValueError(f"iteration {iteration}: sampler {self.sampler.name!r} gave answers of no token; mend it")
+        return Kept(Rollouts(rollouts, self.sampler.name, max(seconds for _, _, seconds in parts)), {})
+
+    def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], dict[str, str], float]:
+        refused = self.sampler.refused(batch.prompts, self.sampling)
+        places = [place for place, count in enumerate(batch.counts) if count and place not in refused]
+        numbers = [batch.numbers[place] for place in places]
+        found = self.sampler.generate([batch.prompts[place] for place in places], self.sampling, seed, numbers)
+        left_out = {str(batch.prompts[place]): reason for place, reason in refused.items()}
+        return list(zip(numbers, found.groups, strict=True)), left_out, found.seconds
+
+    def _write(self, iteration: int, key: str, kept: Kept) -> None:
+        if self.files is not None and self.ranks.rank == 0:
+            self.files.write(iteration, key, kept)
+
+
+def score(
+    rollouts: tuple[Rollout, ...], rewards: Mapping[str, GroupScorer], ranks: AllRanks
+) -> dict[str, Float[Tensor, " N"]]:
+    """Each reward's value of each answer, float64; each rank scores the texts of its share.
+
+    Errors: ValueError on every rank for a reward that fails on one of them; names it.
+    """
+    group_N = groups_of(rollouts)
+    mine_N = group_N % ranks.count == ranks.rank
+    groups = [rollout.text_group() for rollout in rollouts[ranks.rank :: ranks.count]]
+    found = {}
+    for name, scorer in rewards.items():
+
+        def values(scorer: GroupScorer = scorer) -> Tensor:
+            return torch.tensor([value for group in scorer.score(groups) for value in group], dtype=torch.float64)
+
+        values_N = torch.zeros(len(group_N), dtype=torch.float64)
+        try:
+            # A reward is anybody's code.
+            values_N[mine_N] = ranks.together(values, (Exception,))
+        except ValueError as error:
+            raise ValueError(
+                f"reward {name!r} failed ({error}); the answers are kept beside the checkpoints: mend it, and go on "
+                "from the last one"
+            ) from error
+        found[name] = ranks.add_up(values_N)
+    return found

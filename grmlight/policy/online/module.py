@@ -1,0 +1,556 @@
+"""OnlineModule: PPO, RLOO and GRPO as one LightningModule.
+
+Notable decisions:
+
+- A batch of the loader is one iteration: its prompts are answered, the answers are rewarded, and the policy takes
+  `epochs * minibatches` optimizer steps on them. `global_step` counts optimizer steps.
+- All ranks hold all rollouts of an iteration; forwards are what is shared out. So losses do not depend on the ranks.
+- What an iteration cannot learn from (no reward is finite, a KL that exploded, a reward that failed) ends the run, but
+  only after a checkpoint of the step before it; the answers that were paid for stay beside it.
+- One optimizer, manual optimization: policy and critic learn from one loss.
+
+Shape suffixes: P prompts, N answers, L answer tokens, K streams of rewards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from grmlight.data.batch import GroupBatch
+from grmlight.data.tokenizer import load_tokenizer
+from grmlight.evaluation.group_scorer import GroupScorer
+from grmlight.evaluation.pair_figures import PairValues
+from grmlight.models import (
+    BackboneConfig,
+    HeadConfig,
+    Outputs,
+    Packing,
+    PolicyModel,
+    Signal,
+    evaluating,
+    shard,
+    training_memory,
+)
+from grmlight.models.checkpoint import fingerprint
+from grmlight.models.parallel import reshard
+from grmlight.models.policy_model import Critic
+from grmlight.module import GroupModule, NonFinite, Schedule, _mix, _seed, default_optimizer
+from grmlight.pair_module import check_masters
+from grmlight.policy.online.advantages import Advantage, whiten
+from grmlight.policy.online.buffer import RolloutFiles
+from grmlight.policy.online.collect import Collector, Prompts
+from grmlight.policy.online.controllers import KlController, KlOptions
+from grmlight.policy.online.experience import SCORE, Experience, Streams, separate_rewards, streams, token_rewards
+from grmlight.policy.online.figures import Averages, rollout_figures
+from grmlight.policy.online.minibatches import Chosen, Pack, Packer, minibatches
+from grmlight.policy.online.mixing import KL, Minibatch, Mixer
+from grmlight.policy.online.objective import Targets, targets, terms
+from grmlight.policy.online.options import Shaping, Update
+from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.online.scoring import constant, unscored, wordless
+from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewards
+from grmlight.policy.rollouts import Rollout
+from grmlight.policy.sampler import Sampler, SamplingOptions
+from grmlight.training.checkpoints import Checkpoints
+from grmlight.training.description import DESCRIPTION, check_frozen, describe
+from grmlight.training.sharding import check_trainer
+
+logger = logging.getLogger("grmlight")
+
+STATE = "grmlight_online"
+"""A checkpoint's entry."""
+
+_WATCH = "watch:"
+"""Begins the names of watched rewards where both kinds are kept together."""
+
+
+class OnlineModule(GroupModule):
+    """A policy that is optimized against rewards on its own answers.
+
+    Args:
+        backbone: a hub name, a folder, `package:MODULE/PATH`, or a whole `BackboneConfig`.
+        rewards: what the answers are worth: model folders, runs, paths of classes or functions, each with a name of its
+            own if wanted; in scripts also what scores groups, and functions of prompt and response.
+        advantage: "gae" (PPO, with a critic), "rloo" (leave-one-out baseline) or "grpo" (normalized in the group).
+        watch: likewise, but only looked at: a gold reward, say.
+        aggregator: how several rewards make one score: "mean", "wco" (minimum), "uwo" (mean minus variance) or "sum".
+        variance_weight: lambda of "uwo".
+        sampling: how answers are drawn.
+        kl: how the policy is held to its reference, which is the model that it begins as.
+        update: how it learns from an iteration's answers.
+        shaping: what becomes of the score first.
+        mixing: instead of an aggregator: each reward has advantages (and a value head) of its own, and this mixes them.
+        critic: what the critic reads: "shared", the policy's hidden states, or "apart", adapters or layers of its own.
+        value_head: the shape of the critic's heads.
+        packing: "auto" packs wherever the model is proven to allow it, "never" pads.
+        optimizer: makes the optimizer from the trainable parameters.
+        schedule: course of the learning rate after the warm-up.
+        warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
+        seed: seed of newly made weights, of dropout, of the answers and of the minibatches.
+        on_nonfinite: as in `GroupModule`.
+
+    Attributes:
+        rewards, watched: what was opened, by name.
+        controller: of the KL coefficient.
+        iterations: done so far.
+        experience: what the last iteration learned from; None before the first.
+
+    Sources: PPO (arXiv 1707.06347), RLOO (2402.14740), GRPO (2402.03300).
+    """
+
+    shown = ("train/loss", "rollout/score", "rollout/kl")
+
+    def __init__(
+        self,
+        backbone: str | BackboneConfig,
+        rewards: list[str | RewardSource],
+        advantage: Advantage = "gae",
+        watch: list[str | RewardSource] | None = None,
+        aggregator: Aggregator = "mean",
+        variance_weight: float = 0.5,
+        sampling: SamplingOptions | None = None,
+        kl: KlOptions | None = None,
+        update: Update | None = None,
+        shaping: Shaping | None = None,
+        mixing: Mixer | None = None,
+        critic: Critic = "shared",
+        value_head: HeadConfig | None = None,
+        packing: Packing = "auto",
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: Schedule = "cosine",
+        warmup_ratio: float = 0.03,
+        seed: int = 0,
+        on_nonfinite: NonFinite = "stop",
+    ) -> None:
+        super().__init__(optimizer, schedule, warmup_ratio, seed, on_nonfinite)
+        self.automatic_optimization = False
+        self.backbone = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
+        self.advantage: Advantage = advantage
+        self.aggregator: Aggregator = aggregator
+        self.variance_weight = variance_weight
+        self.sampling, self.kl = sampling or SamplingOptions(samples=4), kl or KlOptions()
+        # Beside a KL in the loss, whitened advantages would be of no known scale.
+        whitens = advantage == "gae" and self.kl.where == "reward"
+        self.update, self.shaping = (update or Update()).of(advantage, whitens), shaping or Shaping()
+        self.mixing, self.critic, self.value_head, self.packing = mixing, critic, value_head, packing
+        self._sources, self._watch_sources = list(rewards), list(watch or [])
+        self._check_options()
+        self.rewards: dict[str, GroupScorer] = {}
+        self.watched: dict[str, GroupScorer] = {}
+        self.controller = KlController(self.kl)
+        self.sampler: Sampler | None = None
+        self.experience: Experience | None = None
+        self.iterations = 0
+        self._saved_before = 0
+        self._averages = Averages()
+        self._fatal: ValueError | None = None
+        self._told: set[str] = set()
+        self._description: dict[str, Any] | None = None
+
+    def _check_options(self) -> None:
+        if self.advantage not in ("gae", "rloo", "grpo"):
+            raise ValueError(f"advantage must be 'gae', 'rloo' or 'grpo', got {self.advantage!r}")
+        if not self._sources:
+            raise ValueError("there is no reward; name at least one in model.init_args.rewards")
+        if self.backbone.frozen:
+            raise ValueError("backbone.frozen: a policy that is frozen learns nothing; drop it")
+        if self.advantage != "gae" and self.sampling.samples < 2:
+            raise ValueError(
+                f"advantage {self.advantage!r} compares the answers to a prompt; set sampling.samples to 2 or more"
+            )
+        if self.mixing is not None and self.shaping != Shaping():
+            raise ValueError("mixing takes rewards as they are; drop shaping")
+        if self.mixing is not None and self.kl.where == "loss":
+            raise ValueError(f"mixing takes the KL as the reward {KL!r}; set kl.where to 'reward'")
+
+    @property
+    def stream_names(self) -> list[str]:
+        """What has advantages of its own, and with "gae" a value head."""
+        return [SCORE] if self.mixing is None else [KL, *self.rewards]
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimizer steps on one iteration's answers."""
+        return self.update.epochs * self.update.minibatches
+
+    def setup(self, stage: str) -> None:
+        """Open the rewards.
+
+        Errors: ValueError for two of one name, for one that cannot be opened, and for callbacks that regularize.
+        """
+        check_trainer(self.trainer)
+        check_masters(self.backbone)
+        if self.model is None:
+            sets = 2 if self.advantage == "gae" and self.critic == "apart" else 1
+            rank_zero_info(training_memory(self.backbone, adapters=sets).describe(self.trainer.world_size))
+        if self._regularizers:
+            raise ValueError(
+                f"{self._regularizers[0].name}: regularizers are for pairs; OnlineModule has kl and mixing instead"
+            )
+        if not self.rewards:
+            self.rewards, self.watched = open_rewards(self._sources), open_rewards(self._watch_sources)
+        if taken := {KL, SCORE} & self.rewards.keys():
+            raise ValueError(f"a reward may not be named {taken.pop()!r}; give it another `name`")
+        if self.mixing is not None:
+            self.mixing.setup(self.stream_names)
+
+    def configure_model(self) -> None:
+        """Build the policy once, with its reference and critic; a checkpoint is restored later."""
+        if self.model is not None:
+            return
+        values = len(self.stream_names) if self.advantage == "gae" else 0
+        model = PolicyModel(self.backbone, self.seed, True, self.packing, values, self.critic, self.value_head)
+        if self.device_mesh is not None:
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+            shard(model, self.device_mesh["data_parallel"], dtype)
+        self.model = model
+
+    def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
+        """There are no pairs."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """As the base, with the steps that the loader's batches make."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        batches, most = float(self.trainer.estimated_stepping_batches), self.trainer.max_steps
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
+            # Lightning counts a step a batch, and then takes the lower one of both limits.
+            batches = self.trainer.num_training_batches * self.trainer.max_epochs
+            batches = min(batches * self.steps_per_iteration, most if most >= 0 else math.inf)
+        steps = int(batches) if math.isfinite(batches) else 1
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule_factor(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Go on where the checkpoint left off; make the sampler, if none was given."""
+        super().on_train_start()
+        self.sampler = self.sampler or self._make_sampler()
+
+    def _make_sampler(self) -> Sampler:
+        """Answers drawn from the model in training."""
+        from grmlight.policy.huggingface import HuggingFaceSampler
+
+        assert isinstance(self.model, PolicyModel)
+        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer = load_tokenizer(datamodule.tokenizer, datamodule.options.chat_template)
+        return HuggingFaceSampler(self.model, tokenizer, datamodule.options, progress=False)
+
+    def training_step(self, batch: Prompts, batch_idx: int) -> None:
+        """One iteration. What it cannot learn from is raised when the step is over: see `on_train_batch_end`."""
+        began = time.perf_counter()
+        try:
+            with self._memory_errors():
+                experience, watched, seconds = self._collect(batch)
+                self._check(experience)
+        except ValueError as error:
+            self._fatal = error
+            return
+        told = self._streams(experience)
+        figures = rollout_figures(experience, watched, told, self.controller.coefficient)
+        figures |= self._learn(experience, told)
+        self.controller.update(experience.kl_N.mean().item())
+        self.experience = experience
+        self.iterations += 1
+        figures["sampling_share"] = seconds / max(time.perf_counter() - began, 1e-9)
+        self._averages.add(figures)
+        self.trainer.callback_metrics.update({f"rollout/{name}": torch.tensor(each) for name, each in figures.items()})
+        self.meter.pause()
+
+    def on_train_batch_end(self, outputs: Any, batch: Prompts, batch_idx: int) -> None:
+        """At the end of an iteration, log if it is time.
+
+        Errors: ValueError if it could not be learned from; a checkpoint of the step before it is there.
+        """
+        if self._fatal is not None:
+            for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+                if isinstance(callback, Checkpoints):
+                    callback.keep(self.trainer)
+            raise self._fatal
+        self.meter.clock.start()
+        if self.logs_at(self.global_step):
+            self._log_training()
+
+    def logs_at(self, step: int) -> bool:
+        """Whether a line is due after the iteration that ended with this step."""
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
+        return bool(every) and step % every < self.steps_per_iteration
+
+    def finish_figures(self, figures: dict[str, float]) -> dict[str, float]:
+        """Add those of the rollouts; pairs there are none."""
+        figures.pop("speed/pairs_per_second", None)
+        return figures | {f"rollout/{name}": value for name, value in self._averages.take().items()}
+
+    def _collect(self, batch: Prompts) -> tuple[Experience, dict[str, Tensor], float]:
+        """What this iteration learns from; the watched rewards; the seconds that sampling took."""
+        assert self.sampler is not None
+        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
+        collector = Collector(self.sampler, self.sampling, wanted, self._ranks_now, self._files(), self._say)
+        seed = _mix(self.seed, self.iterations, 1)
+        kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
+        own = {name: kept.rewards[name] for name in self.rewards}
+        watched = {name: kept.rewards[_WATCH + name] for name in self.watched}
+        self._tell(own, kept.rollouts.groups)
+        logps_L, reference_L, *values = self._forward_all(kept.rollouts.groups)
+        named = dict(zip(self.stream_names, values, strict=True)) if values else {}
+        scores_N = self._scores(own, kept.rollouts.groups)
+        return Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, named), watched, seconds
+
+    def _scores(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> Float[Tensor, " N"]:
+        """The answers' scores, shaped; NaN where a reward is not finite."""
+        scores_N = combine(rewards, self.aggregator, self.variance_weight)
+        scores_N = scores_N.where(scores_N.isfinite(), torch.nan)
+        if self.shaping.whiten:
+            scores_N = whiten(scores_N, scores_N.isfinite())
+        if self.shaping.clip is not None:
+            scores_N = scores_N.clamp(-self.shaping.clip, self.shaping.clip)
+        ended_N = torch.tensor([answer.ended for rollout in rollouts for answer in rollout.answers])
+        return scores_N - self.shaping.cut_penalty * (~ended_N).double()
+
+    def _tell(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> None:
+        """Say once what is wrong with the answers, and with each reward."""
+        self._say("wordless", wordless(rollouts))
+        for name, values_N in rewards.items():
+            self._say(f"unscored {name}", unscored(name, values_N, rollouts, self.rewards[name]))
+            self._say(f"constant {name}", constant(name, values_N))
+
+    def _check(self, experience: Experience) -> None:
+        """Errors: ValueError for what cannot be learned from."""
+        where = f"iteration {self.iterations}"
+        if not experience.known_N.any():
+            bad = [name for name, values_N in experience.rewards.items() if not values_N.isfinite().any()]
+            raise ValueError(
+                f"{where}: none of its {len(experience.known_N)} answers has a finite reward ({', '.join(bad)}); look "
+                "at the reward, and go on from the last checkpoint: the answers are kept beside it"
+            )
+        kl_N = experience.kl_N
+        limit = math.inf if self.kl.limit is None else self.kl.limit
+        if not kl_N.isfinite().all() or kl_N.mean() > limit:
+            over = int((~kl_N.isfinite() | (kl_N > limit)).sum())
+            raise ValueError(
+                f"{where}: the KL to the reference exploded: {kl_N.mean():.4g} nats an answer, {over} of {len(kl_N)} "
+                f"answers above kl.limit {limit:g}; lower the learning rate or raise kl.coefficient, and go on from an "
+                "earlier checkpoint"
+            )
+
+    def _streams(self, experience: Experience) -> Streams:
+        """Advantages and returns of the score, or of each reward where they are mixed."""
+        if self.mixing is not None:
+            rewards = separate_rewards(experience)
+        else:
+            rewards = token_rewards(experience, self.controller.coefficient if self.kl.where == "reward" else 0.0)
+        update = self.update
+        return streams(experience, rewards, self.advantage, update.gamma, update.lam, update.spread)
+
+    @torch.no_grad()
+    def _forward_all(self, rollouts: tuple[Rollout, ...]) -> list[Float[Tensor, " L"]]:
+        """Log-probs under policy and reference, and the critic's values, of every answer token; float64, on the CPU."""
+        assert isinstance(self.model, PolicyModel)
+        packer = self._packer(rollouts)
+        packs = packer.packs(range(len(rollouts)))
+        signals = self._signals | {Signal.REFERENCE_LOGPS}
+        tokens = sum(len(answer.tokens) for rollout in rollouts for answer in rollout.answers)
+        rows = 2 + (len(self.stream_names) if Signal.VALUES in signals else 0)
+        found = torch.zeros(rows, tokens, dtype=torch.float64)
+        with evaluating(self.model):
+            for pack in packs:
+                outputs = self(pack.batch.to(self.device), signals)
+                values = [] if outputs.values_KL is None else [*outputs.values_KL]
+                parts = torch.stack([outputs.logps_L, outputs.reference_logps_L, *values])  # pyright: ignore[reportCallIssue, reportArgumentType]
+                counted = pack.count_L > 0
+                found[:, pack.places_L[counted]] = parts.double().cpu()[:, counted]
+        if isinstance(self.model, FSDPModule):
+            reshard(self.model)
+        return [*self._ranks_now.add_up(found)]
+
+    def _learn(self, experience: Experience, told: Streams) -> dict[str, float]:
+        """All optimizer steps on an iteration's answers; returns the mixer's figures."""
+        packer = self._packer(experience.rollouts)
+        averages = Averages()
+        for epoch in range(self.update.epochs):
+            seed = _mix(self.seed, self.iterations, 2 + epoch)
+            for prompts in minibatches(len(experience.rollouts), self.update.minibatches, seed):
+                averages.add(self._step(experience, told, packer, prompts.tolist()))
+        return averages.take()
+
+    def _step(self, experience: Experience, told: Streams, packer: Packer, prompts: Sequence[int]) -> dict[str, float]:
+        """One optimizer step on the answers to some prompts. One without any reward leaves everything as it is."""
+        chosen = Chosen.of(experience, prompts)
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        figures: dict[str, float] = {}
+        if chosen.known_N.any():
+            advantage_L, figures = self._advantages(experience, told, chosen)
+            target = targets(experience, told, chosen, advantage_L, self.update)
+            self._accumulate(packer.packs(prompts), target, prompts)
+            raw = self.trainer.optimizers[0]
+            self.configure_gradient_clipping(raw, self.update.max_gradient_norm, "norm")
+        with self._memory_errors():
+            optimizer.step()
+        self.lr_schedulers().step()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        return figures
+
+    def _advantages(
+        self, experience: Experience, told: Streams, chosen: Chosen
+    ) -> tuple[Float[Tensor, " L"], dict[str, float]]:
+        """The advantage of each chosen token, and the mixer's figures."""
+        known_L = chosen.known_N[chosen.response_L]
+        separate = {name: values_L[chosen.places_L] for name, values_L in told.advantages.items()}
+        if self.mixing is None:
+            mixed_L, figures = separate[SCORE], {}
+        else:
+            rewards = {name: values_N[chosen.answers_N] for name, values_N in experience.rewards.items()}
+            returned = {
+                name: values_N[chosen.answers_N][chosen.known_N].mean().item()
+                for name, values_N in told.returned_N.items()
+            }
+            figures = {f"mixing_{name}": value for name, value in self.mixing.update(returned).items()}
+            batch = Minibatch(chosen.response_L, rewards, self.controller.coefficient)
+            mixed_L = self.mixing.mix(separate, batch)
+        if self.update.whiten_advantages:
+            mixed_L = whiten(mixed_L, known_L)
+        return mixed_L, figures
+
+    def _accumulate(self, packs: Sequence[Pack], target: Targets, prompts: Sequence[int]) -> None:
+        """Forward and backward of a step's packs, which together are its loss."""
+        totals: dict[str, Tensor] = {}
+        for pack in packs:
+            _seed(self.device, _mix(self.seed, self.global_step, pack.batch.micro_batch, self.global_rank))
+            last = pack.batch.micro_batch + 1 == pack.batch.packs
+            with self._memory_errors(), contextlib.nullcontext() if last else self._unsynced():
+                batch = pack.batch.to(self.device)
+                outputs = self(batch, self._signals)
+                own = target.of(pack, self.device)
+                found = terms(outputs, batch, own, self.update, self.kl, self.controller.coefficient)
+                self.manual_backward(found["loss"] * self.trainer.world_size)
+            for name, term in found.items():
+                totals[name] = totals[name] + term.detach() if name in totals else term.detach()
+            if not last:
+                self.meter.work.add(pack.batch, self._flops is not None)
+        nothing = totals["loss"].new_zeros(0)
+        values = PairValues(*[nothing] * 7)
+        # The meter takes a step for one pack, as packs are as many as an iteration's answers need.
+        rows = torch.tensor(prompts, dtype=torch.int64)
+        whole = dataclasses.replace(packs[-1].batch, packs=1, micro_batch=0, row_C=rows)
+        self.meter.add(whole, self.global_step, totals, values, attention=self._flops is not None)
+
+    @property
+    def _signals(self) -> frozenset[Signal]:
+        return frozenset({Signal.LOGPS, Signal.VALUES} if self.advantage == "gae" else {Signal.LOGPS})
+
+    def _packer(self, rollouts: tuple[Rollout, ...]) -> Packer:
+        return Packer(rollouts, self.update.tokens_per_pack, self.trainer.world_size, self.global_rank)
+
+    def _unsynced(self) -> AbstractContextManager[Any]:
+        """Gradients of a pack that is not the step's last need not be exchanged."""
+        model = self.trainer.strategy.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+    @property
+    def _ranks_now(self) -> AllRanks:
+        return AllRanks(self.trainer)
+
+    def _say(self, what: str, text: str) -> None:
+        """Say something the first time that it is so."""
+        if text and what not in self._told:
+            self._told.add(what)
+            if self.global_rank == 0:
+                logger.warning("iteration %d: %s", self.iterations, text)
+
+    def _files(self) -> RolloutFiles | None:
+        """Where rollouts are kept: beside the checkpoints; nowhere if there are none."""
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        return RolloutFiles(Path(folder).parent / "rollouts") if folder else None
+
+    def _key(self, batch: Prompts) -> str:
+        """What an iteration's answers depend on: policy, prompts, options, seed; the same on every rank."""
+        assert isinstance(self.model, PolicyModel)
+        learning = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        weights = fingerprint(self.model, [name for name in learning if not self.model.of_critic(name)])
+        prompts = sorted(
+            (number, prompt)
+            for part in self._ranks_now.gather([*zip(batch.numbers, map(repr, batch.prompts), strict=True)])
+            for number, prompt in part
+        )
+        told = [weights, prompts, repr(self.sampling), self.seed, self.iterations]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the iterations' state; an iteration that could not be learned from is to be done again."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[STATE] = {
+            "iterations": self.iterations,
+            "controller": self.controller.state_dict(),
+            "mixing": None if self.mixing is None else self.mixing.state_dict(),
+            "averages": self._averages.state_dict(),
+        }
+        self._describe(checkpoint)
+        if self._fatal is not None:
+            self._step_back(checkpoint["loops"]["fit_loop"])
+        elif (files := self._files()) is not None and self.trainer.is_global_zero:
+            # The checkpoint is not whole yet: until the next one, what the last one began with stays.
+            files.forget(self._saved_before)
+            self._saved_before = self.iterations
+
+    def _describe(self, checkpoint: dict[str, Any]) -> None:
+        """Say of which model it is, and leave out what never trains."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not getattr(datamodule, "tokenizer", ""):
+            return
+        assert isinstance(self.model, PolicyModel)
+        if self._description is None:
+            self._description = describe(self.model, datamodule.tokenizer, datamodule.options)
+        checkpoint[DESCRIPTION] = self._description
+        for name in self._description["left_out"]:
+            checkpoint["state_dict"].pop(name, None)
+
+    def _step_back(self, fit_loop: dict[str, Any]) -> None:
+        """Let the loops and the loader stand before this iteration."""
+        loader: Any = self.trainer.train_dataloader
+        epoch, steps = divmod(self.iterations, len(loader))
+        for state in fit_loop["state_dict"].get("combined_loader", []):
+            state |= {"epoch": epoch, "steps": steps}
+        progress = fit_loop["epoch_loop.batch_progress"]
+        for part in ("current", "total"):
+            for name in ("ready", "started", "processed", "completed"):
+                progress[part][name] = max(progress[part][name] - 1, 0)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the iterations' state.
+
+        Errors: ValueError for a checkpoint of another kind of run.
+        """
+        super().on_load_checkpoint(checkpoint)
+        assert isinstance(self.model, PolicyModel)
+        frozen = check_frozen(self.model, checkpoint)
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] |= frozen
+        if "loops" not in checkpoint:
+            return
+        if (state := checkpoint.get(STATE)) is None:
+            raise ValueError("the checkpoint is of no online run; begin from its model instead: backbone.name")
+        self.iterations = self._saved_before = state["iterations"]
+        self.controller.load_state_dict(state["controller"])
+        self._averages.load_state_dict(state["averages"])
+        if self.mixing is not None:
+            self.mixing.load_state_dict(state["mixing"] or {})
+
+    def count_batches(self, checkpoint: dict[str, Any]) -> None:
+        """A batch is an iteration, whatever its steps: Lightning's count is right."""

@@ -32,6 +32,7 @@ from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
 from grmlight.models import BackboneConfig, EnsembleConfig, HeadConfig, LoraOptions, gather
 from grmlight.policy.alignment import PolicyModule
+from grmlight.policy.kl import SampledKL
 from grmlight.policy.objectives import AlignmentObjective, Anchor
 from grmlight.regularizers import ScoreL2, TextGeneration
 from grmlight.training import checkpoints
@@ -237,6 +238,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--experts", action="store_true", help="a mixture of experts, in one epoch")
     parser.add_argument("--objective", default=None, help="a policy's: sft, dpo, ipo, slic, rpo or rpo-reference")
     parser.add_argument("--reference", default="store", help="of a policy that is fully trained: store or copy")
+    parser.add_argument("--measure", action="store_true", help="a policy's KL, every 6 steps")
     parser.add_argument("--stop_after", default=None, help="a phase of experts")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--padded", action="store_true", help="as a model runs that cannot be packed")
@@ -309,6 +311,7 @@ def main(arguments: list[str]) -> None:
         callbacks=[
             *([] if given.experts or given.objective else [TextGeneration(0.1)]),
             *([] if given.objective else [ScoreL2(0.01)]),
+            *([SampledKL(6, prompts=7, samples=2, max_new_tokens=6, gold="tests.train_run.letters")] if given.measure else []),
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),
             SaveModel(),
@@ -319,6 +322,11 @@ def main(arguments: list[str]) -> None:
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=given.resume)
+
+
+def letters(prompt: str, response: str) -> float:
+    """A reward that is known without a model."""
+    return float(len(response))
 
 
 def objective(name: str) -> AlignmentObjective:

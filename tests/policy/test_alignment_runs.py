@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grmlight.evaluation.curves import read_curves
 from grmlight.models import PolicyModel
 from grmlight.training.resume import newest_checkpoint
 from tests.test_training_runs import largest_difference, write_material
@@ -88,6 +89,22 @@ def test_an_anchor_on_the_reference_goes_on_with_the_same_samples(material, alon
     train(tmp_path, *material, *exact, "--resume", newest_checkpoint(tmp_path, training=True))
     assert losses(tmp_path) == losses(alone(*exact))
     assert losses(tmp_path)[1]["train/anchor"] != losses(alone("--objective", "rpo"))[1]["train/anchor"]
+
+
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=SLOW), "fsdp2"])
+def test_two_processes_measure_the_curve_of_one(strategy, material, alone, tmp_path):
+    """Ranks share seven prompts, four and three of them; and whoever measures trains as who does not."""
+    arguments = ["--objective", "dpo", "--measure"]
+    train(tmp_path, *material, *arguments, *STRATEGIES[strategy], ranks=2)
+    whole = alone(*arguments)
+    assert losses(whole) == losses(alone("--objective", "dpo"))
+    assert_same_training(tmp_path, whole)
+    one, two = (read_curves(next(out.glob("csv/version_*/curve.jsonl"))) for out in (whole, tmp_path))
+    assert [point.step for point in one] == [point.step for point in two] == [0, 6, 12, 18, 24]
+    assert abs(one[-1].kl) > 0.01
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs.kl == pytest.approx(ours.kl, rel=1e-3, abs=1e-4)
+        assert (theirs.gold, theirs.standard_error) == (ours.gold, ours.standard_error)
 
 
 def test_rpo_holds_what_dpo_lets_fall(alone):

@@ -1,8 +1,8 @@
 """PPO's iteration on given rollouts: packed, against a plain loop that pads them; their losses must be equal.
 
-An iteration is the forward without gradient of policy, critic and reference, GAE, and two epochs of two minibatches. The
-plain loop is the usual one: prompts padded on the left, answers on the right, to the longest of the minibatch, logits of
-the answers' positions alone. Beside the ratio stands its FLOP ceiling: what tokens and the products of linear layers
+An iteration is the forward without gradient of policy, critic and reference, GAE, and two epochs of two minibatches.
+The plain loop is the usual one: prompts padded on the left, answers on the right, to the longest of the minibatch,
+logits of the answers' positions alone. Beside the ratio stands its FLOP ceiling: what tokens and the products of linear layers
 allow if a FLOP costs the same everywhere. Seconds are of the process's own processors.
 """
 
@@ -68,7 +68,7 @@ def make_rollouts() -> tuple[Rollout, ...]:
     return tuple(rollouts)
 
 
-def worth(prompt: str, response: str) -> float:
+def worth(prompt: str, response: str) -> float:  # noqa: ARG001
     """A reward that costs nothing."""
     return int(response) / TINY["vocab_size"]
 
@@ -233,7 +233,8 @@ def padded(folder: Path, rollouts: tuple[Rollout, ...], iterations: int) -> tupl
         told, found = plain.told(), []
         for epoch in range(EPOCHS):
             for prompts in minibatches(PROMPTS, MINIBATCHES, _mix(0, iteration, 2 + epoch)):
-                found.append(plain.step(plain.some(told, prompts.tolist())))
+                some = plain.some(told, prompts.tolist())
+                found.append(plain.step(some))
         seconds.append(time.process_time() - begin)
         losses.append(statistics.mean(found))
     return seconds, losses

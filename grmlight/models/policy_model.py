@@ -105,7 +105,8 @@ class PolicyModel(CausalModel):
         super().__init__(backbone, seed, reference, packing)
         if critic not in ("shared", "apart"):
             raise ValueError(f"critic must be 'shared' or 'apart', got {critic!r}")
-        self._heads, self._reads, self._head = values, critic, value_head or _LINEAR
+        self._heads, self._head = values, value_head or _LINEAR
+        self._reads: Critic = critic
         self.values = ValueHeads(hidden_size(self.lm), values, self._head, seed) if values else None
         self.critic: nn.Module | None = None
         self._adapters: list[str] = []

@@ -126,7 +126,8 @@ def _named(source: Any) -> tuple[str, GroupScorer]:
     if not callable(source):
         raise ValueError(f"reward {source!r}: is neither a spec, nor scores groups, nor is a function")  # noqa: TRY004
     name = getattr(source, "__name__", type(source).__name__)
-    return name, FunctionReward(source, name)
+    function: Any = source
+    return name, FunctionReward(function, name)
 
 
 def combine(

@@ -150,7 +150,9 @@ class OnlineModule(GroupModule):
         # Beside a KL in the loss, whitened advantages would be of no known scale.
         whitens = advantage == "gae" and self.kl.where == "reward"
         self.update, self.shaping = (update or Update()).of(advantage, whitens), shaping or Shaping()
-        self.mixing, self.critic, self.value_head, self.packing = mixing, critic, value_head, packing
+        self.mixing, self.value_head = mixing, value_head
+        self.critic: Critic = critic
+        self.packing: Packing = packing
         self._sources, self._watch_sources = list(rewards), list(watch or [])
         self._check_options()
         self.rewards: dict[str, GroupScorer] = {}
@@ -253,7 +255,9 @@ class OnlineModule(GroupModule):
         tokenizer = load_tokenizer(datamodule.tokenizer, datamodule.options.chat_template)
         return HuggingFaceSampler(self.model, tokenizer, datamodule.options, progress=False)
 
-    def training_step(self, batch: Prompts, batch_idx: int) -> None:
+    def training_step(  # pyright: ignore[reportIncompatibleMethodOverride] - its batches are prompts
+        self, batch: Prompts, batch_idx: int
+    ) -> None:
         """One iteration. What it cannot learn from is raised when the step is over: see `on_train_batch_end`."""
         began = time.perf_counter()
         try:
@@ -274,7 +278,9 @@ class OnlineModule(GroupModule):
         self.trainer.callback_metrics.update({f"rollout/{name}": torch.tensor(each) for name, each in figures.items()})
         self.meter.pause()
 
-    def on_train_batch_end(self, outputs: Any, batch: Prompts, batch_idx: int) -> None:
+    def on_train_batch_end(  # pyright: ignore[reportIncompatibleMethodOverride] - its batches are prompts
+        self, outputs: Any, batch: Prompts, batch_idx: int
+    ) -> None:
         """At the end of an iteration, log if it is time.
 
         Errors: ValueError if it could not be learned from; a checkpoint of the step before it is there.
@@ -404,7 +410,8 @@ class OnlineModule(GroupModule):
             self.configure_gradient_clipping(raw, self.update.max_gradient_norm, "norm")
         with self._memory_errors():
             optimizer.step()
-        self.lr_schedulers().step()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
         return figures
 
     def _advantages(
@@ -511,7 +518,7 @@ class OnlineModule(GroupModule):
 
     def _describe(self, checkpoint: dict[str, Any]) -> None:
         """Say of which model it is, and leave out what never trains."""
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not getattr(datamodule, "tokenizer", ""):
             return
         assert isinstance(self.model, PolicyModel)

@@ -75,7 +75,9 @@ def targets(
     spread = torch.zeros(3, len(experience.logps_L), dtype=torch.float64)
     spread[:, chosen.places_L] = torch.stack(rows)
     values = tuple(experience.values[name] for name in told.returns)
-    return Targets(*spread, experience.logps_L, experience.reference_logps_L, values, tuple(told.returns.values()))
+    weight_L, even_L, whole_L = spread
+    old_L, reference_L = experience.logps_L, experience.reference_logps_L
+    return Targets(weight_L, even_L, whole_L, old_L, reference_L, values, tuple(told.returns.values()))
 
 
 def terms(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from grmlight.policy.kl import Measured, SampledKL
+from grmlight.training.sharding import UNSTEPPED
 
 
 class Guard(Callback):
@@ -33,6 +35,12 @@ class Guard(Callback):
                 raise ValueError(f"{name}: compares proxy and gold; give SampledKL's {reward} a reward")
         if self not in found[0].watchers:
             found[0].watchers.append(self)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before the first step say that no parameter has an optimizer state yet."""
+        if not any(optimizer.state for optimizer in trainer.optimizers):
+            learning = (name for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
+            checkpoint[UNSTEPPED] = list(learning)
 
     def look(self, trainer: Trainer, prompts: Sequence[Measured]) -> None:
         """Take in a measurement."""

@@ -44,7 +44,11 @@ class KeptCheckpoint:
         """Write the chosen step, on all ranks; what was kept before goes when it is there."""
         target = Path(self._folder) / f"{self.name}-{self.step}.ckpt"
         hidden = target.with_name(HIDDEN + target.name)
+        # Sharded, torch makes states up for an optimizer that has none before the first step, and counts that as one.
+        unstepped = [optimizer for optimizer in trainer.optimizers if not optimizer.state]
         trainer.save_checkpoint(hidden, weights_only=False)
+        for optimizer in unstepped:
+            optimizer.state.clear()
         if trainer.is_global_zero:
             publish(hidden, target)
             for other in target.parent.glob(f"{self.name}-*.ckpt"):

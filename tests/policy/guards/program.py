@@ -1,4 +1,4 @@
-"""Small guarded runs in processes of their own: see `tests.train_run`. A policy learns to say one letter."""
+"""Small guarded runs in processes of their own: see `tests.train_run`, and `tests.policy.guards.world` for the task."""
 
 from __future__ import annotations
 
@@ -10,33 +10,13 @@ import lightning.pytorch as L
 import torch
 
 from grmlight import PairDataModule, PolicyModule
+from grmlight.lab import world_files
+from grmlight.models import BackboneConfig, LoraOptions
 from grmlight.policy.guards import KLBudget, LengthMonitor, ProxyGoldGap, RepetitionMonitor, SampleTable
-from grmlight.policy.kl import SampledKL
 from grmlight.policy.objectives import AlignmentObjective
 from grmlight.training.checkpoints import Checkpoints
-from tests.policy.online.parts import small_backbone
+from tests.policy.guards.world import LM, ONCE, measurement
 from tests.train_run import Recorder, StepLogger, strategy
-
-LETTER = "e"
-
-
-def letters(prompt: str, response: str) -> float:
-    return float(response.count(LETTER))
-
-
-def few(prompt: str, response: str) -> float:
-    """Two are best."""
-    return -abs(response.count(LETTER) - 2.0)
-
-
-def write_pairs(folder: Path) -> Path:
-    rows = [
-        {"prompt": f"say {number}", "chosen": LETTER * (6 + number % 3), "rejected": "dog house"[: 4 + number % 5]}
-        for number in range(24)
-    ]
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 class Guards(L.Callback):
@@ -55,15 +35,14 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--lora", action="store_true")
     given = parser.parse_args(arguments)
     module = PolicyModule(
-        small_backbone(lora=given.lora),
+        BackboneConfig(name=LM, lora=LoraOptions(r=8, alpha=16, dropout=0.0) if given.lora else None),
         AlignmentObjective("dpo", beta=0.05),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=2e-2 if given.lora else 2e-3),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=5e-3 if given.lora else 1e-3),
         schedule="constant",
         warmup_ratio=0.0,
     )
@@ -74,24 +53,17 @@ def main(arguments: list[str]) -> None:
         RepetitionMonitor(min_distinct=0, max_repeat=1),
         SampleTable(prompts=2),
     ]
-    kl = SampledKL(
-        2,
-        prompts=7,
-        max_new_tokens=10,
-        proxy="tests.policy.guards.program.letters",
-        gold="tests.policy.guards.program.few",
-        limit=1e9,
-    )
     trainer = L.Trainer(
         accelerator="cpu",
         devices=given.devices,
         strategy=strategy(given.devices, given.fsdp),
-        max_steps=40,
+        max_steps=24,
         max_epochs=-1,
+        limit_val_batches=0,
         log_every_n_steps=1,
         logger=StepLogger(given.out),
         callbacks=[
-            kl,
+            measurement(gold=ONCE, prompts=15),
             *guards,
             Checkpoints(given.out / "checkpoints", every_n_train_steps=100, save_last=True),
             Recorder(given.out, -1),
@@ -100,4 +72,5 @@ def main(arguments: list[str]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, PairDataModule(train=given.data, tokenizer=given.tokenizer, pairs_per_step=6))
+    tokenizer = str(world_files().tokenizer)
+    trainer.fit(module, PairDataModule(train=given.data, tokenizer=tokenizer, pairs_per_step=8))

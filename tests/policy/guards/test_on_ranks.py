@@ -1,5 +1,6 @@
 """Guards on two gloo processes: they see what one process sees, stop together, and roll back what each holds."""
 
+import copy
 import json
 
 import pytest
@@ -7,7 +8,8 @@ from safetensors.torch import load_file
 
 from grmlight.models.shards import read_whole
 from grmlight.training.checkpoints import PlainFiles
-from tests.policy.guards.program import main, write_pairs
+from tests.policy.guards.program import main
+from tests.policy.guards.world import pairs
 from tests.test_training_runs import largest_difference
 from tests.train_run import Run
 
@@ -18,8 +20,8 @@ def train(out, material, *arguments, ranks=1):
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory, byte_tokenizer):
-    return "--data", write_pairs(tmp_path_factory.mktemp("material")), "--tokenizer", byte_tokenizer
+def material(tmp_path_factory):
+    return "--data", pairs(tmp_path_factory.mktemp("material"))
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,7 @@ def alone(material, tmp_path_factory):
             made[arguments] = out, train(out, material, *arguments)[0]
         return made[arguments]
 
-    return run
-
-
-def without_places(state):
-    for guard in state["states"].values():
-        guard.get("kept", {}).pop("folder", None)
-    return state
+    return lambda *arguments: copy.deepcopy(run(*arguments))
 
 
 @pytest.mark.parametrize("strategy", [[], ["--fsdp"]], ids=["ddp", "fsdp2"])
@@ -48,13 +44,16 @@ def test_two_ranks_stop_and_roll_back_as_one(options, strategy, material, alone,
     first, second = train(tmp_path, material, *options, *strategy, ranks=2)
     gap = first["states"]["ProxyGoldGap"]
     assert gap["stopped"]
-    assert 0 < gap["best"]["step"] < first["step"] < 40
+    assert 0 < gap["best"]["step"] < first["step"] < 24
     assert first == second
-    found, expected = without_places(first), without_places(json.loads(json.dumps(expected)))
-    assert found["step"] == expected["step"]
-    # Rewards are counts of letters, and the answers are the same.
-    assert found["states"] == expected["states"]
-    assert (tmp_path / "csv" / "version_0" / "samples.jsonl").exists()
+    assert first["step"] == expected["step"]
+    # The same answers; their KL is a sum that ranks round otherwise.
+    rows, expected_rows = (each["states"]["SampleTable"]["rows"] for each in (first, expected))
+    for row, other in zip(rows, expected_rows, strict=True):
+        assert row.pop("kl_k1") == pytest.approx(other.pop("kl_k1"), rel=1e-3, abs=1e-4)
+    assert rows == expected_rows
+    other = expected["states"]["ProxyGoldGap"]
+    assert {**gap, "kept": ""} == {**other, "kept": ""}
     # Bit for bit those of the file, and those of one process up to rounding.
     kept = tmp_path / "checkpoints" / f"best-gold-{gap['best']['step']}.ckpt"
     stored = read_whole(kept) if kept.is_dir() else PlainFiles().load_checkpoint(kept)

@@ -38,7 +38,7 @@ class Guard(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Before the first step say that no parameter has an optimizer state yet."""
-        if not any(optimizer.state for optimizer in trainer.optimizers):
+        if trainer.global_step == 0:
             learning = (name for name, parameter in pl_module.named_parameters() if parameter.requires_grad)
             checkpoint[UNSTEPPED] = list(learning)
 

@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--gold", default=ONCE)
+    parser.add_argument("--resume", default=None)
     given = parser.parse_args(arguments)
     module = PolicyModule(
         BackboneConfig(name=LM, lora=LoraOptions(r=8, alpha=16, dropout=0.0) if given.lora else None),
@@ -63,7 +65,7 @@ def main(arguments: list[str]) -> None:
         log_every_n_steps=1,
         logger=StepLogger(given.out),
         callbacks=[
-            measurement(gold=ONCE, prompts=15),
+            measurement(gold=given.gold, prompts=15),
             *guards,
             Checkpoints(given.out / "checkpoints", every_n_train_steps=100, save_last=True),
             Recorder(given.out, -1),
@@ -73,4 +75,4 @@ def main(arguments: list[str]) -> None:
         enable_model_summary=False,
     )
     tokenizer = str(world_files().tokenizer)
-    trainer.fit(module, PairDataModule(train=given.data, tokenizer=tokenizer, pairs_per_step=8))
+    trainer.fit(module, PairDataModule(train=given.data, tokenizer=tokenizer, pairs_per_step=8), ckpt_path=given.resume)

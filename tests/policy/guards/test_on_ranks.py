@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from grmlight.models.shards import read_whole
 from grmlight.training.checkpoints import PlainFiles
 from tests.policy.guards.program import main
-from tests.policy.guards.world import pairs
+from tests.policy.guards.world import SELDOM, pairs
 from tests.test_training_runs import largest_difference
-from tests.train_run import Run
+from tests.train_run import Run, losses
 
 
 def train(out, material, *arguments, ranks=1):
@@ -62,3 +62,17 @@ def test_two_ranks_stop_and_roll_back_as_one(options, strategy, material, alone,
     assert len(shared) > 5
     assert all(stored["state_dict"][name].equal(weights[name]) for name in shared)
     assert largest_difference(tmp_path, one) < 1e-4
+
+
+def test_a_checkpoint_before_the_first_step_starts_the_same_run(material, tmp_path):
+    """Sharded: it holds no optimizer states, which torch would make up; neither does the run that writes it."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    for folder in (first, again):
+        folder.mkdir()
+    arguments = (*material, "--fsdp", "--gold", SELDOM)
+    (state, _) = train(first, arguments, ranks=2)
+    assert (state["step"], state["states"]["ProxyGoldGap"]["best"]["step"]) == (4, 0)
+    train(again, arguments, "--resume", first / "checkpoints" / "best-gold-0.ckpt", ranks=2)
+    one, other = losses(first), losses(again)
+    assert [one[step]["train/loss"] for step in one] == [other[step]["train/loss"] for step in other]
+    assert largest_difference(first, again) == 0.0

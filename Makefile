@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check pytest test test-all bench-train wheel clean
+.PHONY: help setup setup-dev demo check pytest test test-all bench-train bench-policy wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ test-all: check ## the slow tests too
 
 bench-train: setup-dev ## the training engine against TRL and padding: about an hour
 	$(BIN)/python -m benchmarks.train
+
+bench-policy: setup-dev ## policy optimization against its peers
+	$(BIN)/python -m benchmarks.policy
 
 wheel: setup-dev ## build sdist and wheel, install the wheel into an empty environment, train 5 steps with it
 	bash scripts/check_wheel.sh "$(PYTHON)" $(BIN)/maturin

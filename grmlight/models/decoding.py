@@ -71,6 +71,8 @@ def decode(
 
     Returns:
         The rows' continuations, in order.
+
+    Errors: ValueError for a model without a cache of transformers' common kind.
     """
     with own_attention(lm):
         rows = _Rows(lm, prompts, owners, ends, limit)
@@ -107,7 +109,7 @@ class _Rows:
         limit: int,
     ) -> None:
         self.lm, self.device, self.count = lm, next(lm.parameters()).device, len(owners)
-        self._cache_name = "past_key_values" if "past_key_values" in _parameters(lm) else "cache_params"
+        self._cache_name = _cache_name(lm)
         self._cache = DynamicCache(config=lm.config)
         owner_R = torch.tensor(list(owners) or [0], device=self.device)
         rows = len(owner_R)
@@ -196,5 +198,12 @@ def _any_left(left: int, together: bool, device: torch.device) -> bool:
     return bool(most)
 
 
-def _parameters(lm: PreTrainedModel) -> Collection[str]:
-    return inspect.signature(lm.forward).parameters.keys()
+def _cache_name(lm: PreTrainedModel) -> str:
+    """What a model calls its cache. ValueError if it has none of transformers' common kind."""
+    taken = inspect.signature(lm.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in taken:
+            return name
+    raise ValueError(
+        f"{type(lm).__name__} has no cache that grmlight knows, so it cannot sample; choose another policy"
+    )

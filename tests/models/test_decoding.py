@@ -96,3 +96,11 @@ def test_one_token_and_no_end():
     (long,) = decode(lm, prompts, [0], _pick, (), LIMIT)
     assert len(long.tokens) == LIMIT
     assert not long.ended
+
+
+def test_a_model_without_a_cache_of_the_common_kind_is_named():
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    config = RwkvConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
+    with pytest.raises(ValueError, match="RwkvForCausalLM has no cache that grmlight knows"):
+        decode(RwkvForCausalLM(config).eval(), _prompts(4), [0], _pick, ENDS, LIMIT)

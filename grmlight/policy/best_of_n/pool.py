@@ -88,7 +88,7 @@ class Pool:
         self._counts_P = np.zeros(prompts, dtype=np.int64)
         self._held: tuple[int, list[list[PoolAnswer]]] | None = None
         self._digest = hashlib.sha256()
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:
             write_whole(path, json.dumps(identity) + "\n")
         self._read(dict(identity))
 
@@ -142,7 +142,7 @@ class Pool:
     def _read(self, identity: dict[str, Any]) -> None:
         with self.path.open("rb") as file:
             for number, (offset, line) in enumerate(_lines(file), 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and number > 1:
                     self.cut_off = len(line)
                     break
                 try:

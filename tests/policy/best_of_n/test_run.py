@@ -1,0 +1,234 @@
+"""Best-of-n as users run it: on the embedded world from the command line, and with whatever goes wrong."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+
+from grmlight.cli import main
+from grmlight.data.options import PrepareOptions
+from grmlight.data.prepare import prepare
+from grmlight.evaluation.curves import read_curves, summarize
+from grmlight.lab import world_files
+from grmlight.policy.best_of_n import BestOfN, SweepOptions, named_rewards, run, run_best_of_n
+from grmlight.policy.sampler import SamplingOptions
+from tests.policy.best_of_n.samplers import Dice, Mute
+from tests.policy.best_of_n.test_estimator import over_subsets
+
+LM = "package:grmlight.lab/assets/lm"
+GOLD = "grmlight.lab.GoldReward"
+HERE = "tests.policy.best_of_n.test_run"
+
+
+def length(prompt: str, response: str) -> float:
+    return len(response)
+
+
+def colors(prompt: str, response: str) -> float:
+    return sum(response.count(word) for word in ("red", "green", "blue"))
+
+
+def constant(prompt: str, response: str) -> float:
+    return 1.0
+
+
+def blind(prompt: str, response: str) -> float:
+    return math.nan
+
+
+def fussy(prompt: str, response: str) -> float:
+    return math.nan if prompt == "two" or response == "" else len(response)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """8 prompts x 64 answers of the shipped LM, by two rewards, with the gold; and what was printed."""
+    folder = tmp_path_factory.mktemp("world")
+    with gzip.open(world_files().tests["id"], "rt") as file:
+        prompts = list(dict.fromkeys(json.loads(line)["prompt"] for line in file))[:8]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
+    return folder, prompts
+
+
+def bon(folder, *arguments):
+    main([
+        "bon", "--policy", LM, "--prompts", str(folder / "prompts.jsonl"), "--samples", "64", "--max_new_tokens", "40",
+        "--out", str(folder / "out"), *map(str, arguments),
+    ])  # fmt: skip
+
+
+def test_the_embedded_world_from_samples_to_curves(world, capsys, monkeypatch):
+    folder, prompts = world
+    rewards = ["--reward", f"long={HERE}.length", f"colors={HERE}.colors", f"oracle={GOLD}", "--gold", GOLD]
+    bon(folder, *rewards, "--pairs", folder / "pairs.jsonl", "--best", folder / "best.jsonl", "--n", 16)
+    printed = capsys.readouterr().out
+    assert "512 answers to 8 prompts" in printed
+    assert "sampler huggingface: 512 answers in" in printed
+    points = read_curves(folder / "out" / "curves.jsonl")
+    assert list(dict.fromkeys(point.method for point in points)) == ["long", "colors", "oracle", "mean", "wco", "uwo"]
+    found = {each.method: each for each in summarize(points)}
+    assert found["oracle"].drop == 0
+    assert found["oracle"].final > 0.5 > found["long"].final
+    assert all(point.gold == pytest.approx(point.proxy, abs=1e-12) for point in points if point.method == "oracle")
+    for name in ("curves.md", "curves.png", "report.json"):
+        assert (folder / "out" / name).stat().st_size > 100
+    # The curve from the pool's own file, by hand.
+    gold = world_files().gold
+    lines = [json.loads(line) for line in (folder / "out" / "pool.jsonl").read_text().splitlines()[2:]]
+    answers = {place: row for line in lines for place, row in zip(line["prompts"], line["answers"], strict=True)}
+    gains = []
+    for place, prompt in enumerate(prompts):
+        values = [gold.score(prompt, text, ended) for text, _, ended in answers[place]]
+        lengths = [length(prompt, text) for text, _, _ in answers[place]]
+        gains.append(over_subsets(lengths, values, 2) - np.mean(values))
+    (two,) = [point for point in points if (point.method, point.n) == ("long", 2)]
+    assert two.gold == pytest.approx(np.mean(gains), abs=1e-12)
+
+    # A second time nothing is sampled or scored, and other proxies come from the same matrix.
+    monkeypatch.setattr(run, "open_sampler", None)
+    monkeypatch.setattr(run, "open_reward", None)
+    bon(folder, *rewards[:2], "--gold", GOLD, "--max_n", 16)
+    again = read_curves(folder / "out" / "curves.jsonl")
+    assert [point for point in again if point.n == 2] == [two]
+    assert max(point.n for point in again) == 16
+
+
+def test_its_data_sets_are_read_as_pairs(world, monkeypatch, tmp_path):
+    folder, _ = world
+    if not (folder / "best.jsonl").exists():
+        pytest.skip("made by the test above")
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path))
+    for name in ("pairs", "best"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        assert len(rows) >= 6
+        assert all(row["margin"] > 0 and row["labeled_by"] == "mean" for row in rows)
+        prepared = prepare(str(folder / f"{name}.jsonl"), str(world_files().tokenizer), PrepareOptions())
+        assert prepared.report["used"] == len(rows)
+
+
+def job(folder, rewards=(), gold=None, samples=40, **others):
+    (folder / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n{"prompt": "three"}\n')
+    return BestOfN(
+        LM,
+        str(folder / "prompts.jsonl"),
+        folder / "out",
+        named_rewards([f"{name}={HERE}.{name}" for name in rewards]),
+        gold and f"{HERE}.{gold}",
+        SamplingOptions(samples=samples),
+        **others,
+    )
+
+
+@pytest.fixture
+def dice(monkeypatch):
+    """Let the dice answer in place of the LM."""
+
+    def roll(sampler=None):
+        monkeypatch.setattr(run, "open_sampler", lambda name: sampler or Dice())
+
+    roll()
+    return roll
+
+
+def test_a_constant_reward_is_named_and_counted(tmp_path, dice):
+    found = run_best_of_n(job(tmp_path, ["length", "constant"], "colors"))
+    assert "reward constant: constant, its curve is that of a random choice" in found.notes
+    assert "reward constant: the same for every answer to 3 prompts" in found.notes
+    assert all(abs(point.gold) < 1e-12 for point in found.points if point.method == "constant")
+
+
+def test_a_reward_of_nothing_but_nan_is_one_line_and_the_pool_stays(tmp_path, dice):
+    with pytest.raises(ValueError, match="reward blind: scores none of the 120 answers"):
+        run_best_of_n(job(tmp_path, ["length", "blind"]))
+    assert len((tmp_path / "out" / "pool.jsonl").read_text().splitlines()) == 3
+
+
+def test_prompts_that_a_reward_cannot_score_are_left_out_by_name(tmp_path, dice):
+    found = run_best_of_n(job(tmp_path, ["fussy"], "length"))
+    assert "reward fussy: 40 answers left out, not scored" in found.notes
+    assert "left out: prompts without an answer that all rewards score: 2" in found.notes
+    assert found.report["max_n"] == 40
+
+
+def test_only_end_of_text_is_counted_and_one_line(tmp_path, dice):
+    dice(Mute())
+    with pytest.raises(ValueError, match="reward fussy: scores none of the 120 answers"):
+        run_best_of_n(job(tmp_path, ["fussy"]))
+    found = run_best_of_n(job(tmp_path, ["length"], pairs=tmp_path / "pairs.jsonl"))
+    assert found.report["empty"] == 120
+    assert found.report["pairs"]["rows"] == 0
+
+
+def test_refused_prompts_are_counted(tmp_path, dice):
+    dice(Dice(refuse=(1,)))
+    found = run_best_of_n(job(tmp_path, ["length"]))
+    assert "refused: prompt 2 is empty; leave it out" in found.notes
+    assert found.report["answers"] == 80
+
+
+def test_pairs_without_a_label_are_as_they_were_drawn(tmp_path, dice):
+    found = run_best_of_n(job(tmp_path, samples=2, pairs=tmp_path / "pairs.jsonl"))
+    assert found.points == []
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert found.report["pairs"] == {"file": str(tmp_path / "pairs.jsonl"), "rows": len(rows), "labeled_by": None}
+    assert all(list(row) == ["id", "prompt", "chosen", "rejected"] for row in rows)
+    assert not (tmp_path / "out" / "curves.jsonl").exists()
+
+
+def test_labels_order_pairs_and_pick_the_best(tmp_path, dice):
+    files = {"pairs": tmp_path / "pairs.jsonl", "best": tmp_path / "best.jsonl", "n": 8}
+    run_best_of_n(job(tmp_path, ["colors"], "length", label="gold", **files))
+    for name in ("pairs", "best"):
+        for row in map(json.loads, files[name].read_text().splitlines()):
+            assert len(row["chosen"]) - len(row["rejected"]) == row["margin"] > 0
+    pool = [json.loads(line) for line in (tmp_path / "out" / "pool.jsonl").read_text().splitlines()][2]
+    rows = [json.loads(line) for line in files["best"].read_text().splitlines()]
+    for row, answers in zip(rows, pool["answers"], strict=True):
+        assert len(row["chosen"]) == max(len(text) for text, _, _ in answers[:8])
+        assert len(row["rejected"]) == min(len(text) for text, _, _ in answers[:8])
+
+
+def test_another_policys_pool_is_refused(tmp_path, dice, monkeypatch):
+    run_best_of_n(job(tmp_path, ["length"]))
+    with pytest.raises(ValueError, match="was sampled with another seed; name another folder"):
+        run_best_of_n(job(tmp_path, ["length"], seed=1))
+    monkeypatch.setattr(run, "policy_identity", lambda name: "other")
+    with pytest.raises(ValueError, match="was sampled with another policy; name another folder"):
+        run_best_of_n(job(tmp_path, ["length"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 4}, "--best FILE and --n K go together"),
+        ({"best": "best.jsonl", "n": 41, "rewards": ["length"]}, "at most the 40 samples"),
+        ({"best": "best.jsonl", "n": 4}, "--best needs something to choose by"),
+        ({"label": "gold"}, "label 'gold' is none of nothing: name a --reward"),
+        ({"pairs": "no/where.jsonl"}, "cannot be written; name a file in a folder"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(tmp_path, change, message):
+    given = {name: tmp_path / value if name in ("best", "pairs") else value for name, value in change.items()}
+    with pytest.raises(ValueError, match=message):
+        job(tmp_path, **given)
+
+
+def test_two_rewards_of_one_name_are_one_line():
+    with pytest.raises(ValueError, match=r"reward 'a': the name is taken; give every reward one of its own"):
+        named_rewards(["a=x", "a=y"])
+    with pytest.raises(ValueError, match="reward 'mean': the name is taken"):
+        named_rewards(["mean=x"])
+    assert named_rewards(["x.y", "b=z"]) == {"x.y": "x.y", "b": "z"}
+
+
+def test_max_n_without_enough_answers_is_one_line(tmp_path, dice):
+    with pytest.raises(ValueError, match="max_n is 41, and no prompt has more than 40 usable answers"):
+        run_best_of_n(job(tmp_path, ["length"], sweep=SweepOptions(max_n=41)))
+
+
+def test_a_reward_is_looked_at_before_anything_is_sampled(tmp_path, dice):
+    with pytest.raises(ValueError, match="reward 'nowhere'"):
+        run_best_of_n(BestOfN(LM, "none.jsonl", tmp_path / "out", {"a": "nowhere"}, None, SamplingOptions(samples=2)))
+    assert not (tmp_path / "out").exists()

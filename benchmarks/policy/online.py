@@ -2,8 +2,8 @@
 
 An iteration is the forward without gradient of policy, critic and reference, GAE, and two epochs of two minibatches.
 The plain loop is the usual one: prompts padded on the left, answers on the right, to the longest of the minibatch,
-logits of the answers' positions alone. Beside the ratio stands its FLOP ceiling: what tokens and the products of linear layers
-allow if a FLOP costs the same everywhere. Seconds are of the process's own processors.
+logits of the answers' positions alone. Beside the ratio stands its FLOP ceiling: what tokens and the products of linear
+layers allow if a FLOP costs the same everywhere. Seconds are of the process's own processors.
 """
 
 from __future__ import annotations

@@ -80,11 +80,11 @@ class Collector:
         """This rank answers its prompts; all ranks get all answers, in the order of the prompts."""
         parts = self.ranks.gather(self.ranks.together(lambda: self._answer(batch, seed)))
         numbered = {number: rollout for answered, _, _ in parts for number, rollout in answered}
-        refused = {prompt: reason for _, left_out, _ in parts for prompt, reason in left_out.items()}
-        for prompt, reason in refused.items():
+        refused = [each for _, left_out, _ in parts for each in left_out]
+        for prompt, reason in refused:
             self.say(f"refused {prompt}", f"the prompt {prompt[:60]!r} is left out: {reason}")
         if not numbered:
-            reasons = ", ".join(sorted(set(refused.values())))
+            reasons = ", ".join(sorted({reason for _, reason in refused}))
             raise ValueError(
                 f"iteration {iteration}: none of its {len(refused)} prompts can be answered ({reasons}); shorten them, "
                 "or lower sampling.max_new_tokens"
@@ -96,12 +96,12 @@ class Collector:
             raise ValueError(f"iteration {iteration}: sampler {self.sampler.name!r} gave answers of no token; mend it")
         return Kept(Rollouts(rollouts, self.sampler.name, max(seconds for _, _, seconds in parts)), {})
 
-    def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], dict[str, str], float]:
+    def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], list[tuple[str, str]], float]:
         refused = self.sampler.refused(batch.prompts, self.sampling)
         places = [place for place, count in enumerate(batch.counts) if count and place not in refused]
         numbers = [batch.numbers[place] for place in places]
         found = self.sampler.generate([batch.prompts[place] for place in places], self.sampling, seed, numbers)
-        left_out = {str(batch.prompts[place]): reason for place, reason in refused.items()}
+        left_out = [(str(batch.prompts[place]), reason) for place, reason in refused.items() if batch.counts[place]]
         return list(zip(numbers, found.groups, strict=True)), left_out, found.seconds
 
     def _write(self, iteration: int, key: str, kept: Kept) -> None:

@@ -311,7 +311,7 @@ def main(arguments: list[str]) -> None:
         callbacks=[
             *([] if given.experts or given.objective else [TextGeneration(0.1)]),
             *([] if given.objective else [ScoreL2(0.01)]),
-            *([SampledKL(6, prompts=7, samples=2, max_new_tokens=6, gold="tests.train_run.letters")] if given.measure else []),
+            *([measurement()] if given.measure else []),
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
             Recorder(given.out, given.kill_at),
             SaveModel(),
@@ -327,6 +327,11 @@ def main(arguments: list[str]) -> None:
 def letters(prompt: str, response: str) -> float:
     """A reward that is known without a model."""
     return float(len(response))
+
+
+def measurement() -> SampledKL:
+    """Of seven prompts, so that two ranks have different ones and one of them twice."""
+    return SampledKL(6, prompts=7, samples=2, max_new_tokens=6, gold="tests.train_run.letters")
 
 
 def objective(name: str) -> AlignmentObjective:

@@ -44,7 +44,8 @@ def assert_same_training(found, expected):
         assert other[step].keys() == row.keys()
         for name in ("train/preference", "train/anchor", "train/chosen_logps", "train/rejected_log_ratio"):
             if name in row:
-                assert other[step][name] == pytest.approx(row[name], rel=1e-5, abs=1e-5), (step, name)
+                # Ratios are differences of log-probs of up to a hundred nats.
+                assert other[step][name] == pytest.approx(row[name], rel=1e-5, abs=2e-4), (step, name)
     assert largest_difference(found, expected) < 1e-4
 
 

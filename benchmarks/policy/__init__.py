@@ -1,1 +1,0 @@
-"""Policies against the tools that others use."""

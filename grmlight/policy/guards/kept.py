@@ -10,14 +10,21 @@ from lightning.pytorch import LightningModule, Trainer
 from grmlight.training.checkpoints import HIDDEN, Checkpoints, discard, publish
 
 
-def folder_of(trainer: Trainer, who: str) -> Path:
-    """Where the run keeps its checkpoints. Errors: ValueError if it keeps none."""
+def checkpoints_of(trainer: Trainer, who: str) -> Checkpoints:
+    """What writes the run's checkpoints. Errors: ValueError if there is nothing."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, Checkpoints) and callback.dirpath:
-            return Path(callback.dirpath)
+        if isinstance(callback, Checkpoints):
+            return callback
     raise ValueError(
         f"{who}: keeps a checkpoint beside the run's own, which has none; add Checkpoints to the callbacks"
     )
+
+
+def folder_of(trainer: Trainer, who: str) -> Path:
+    """Where they are; settled once all callbacks are set up."""
+    folder = checkpoints_of(trainer, who).dirpath
+    assert folder is not None
+    return Path(folder)
 
 
 class KeptCheckpoint:

@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
 from grmlight.policy.guards.guard import Guard
-from grmlight.policy.guards.kept import KeptCheckpoint, folder_of
+from grmlight.policy.guards.kept import KeptCheckpoint, checkpoints_of
 from grmlight.policy.kl import ESTIMATORS, Estimator, Measured
 
 NAME = "below-budget"
@@ -44,7 +44,7 @@ class KLBudget(Guard):
         """Attach. Errors: ValueError as `Guard`, and if the run keeps no checkpoints."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            folder_of(trainer, "KLBudget")
+            checkpoints_of(trainer, "KLBudget")
 
     def state_dict(self) -> dict[str, Any]:
         """The kept checkpoint, and whether the run is over."""

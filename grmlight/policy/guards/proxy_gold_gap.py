@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
 from grmlight.policy.guards.guard import Guard
-from grmlight.policy.guards.kept import KeptCheckpoint, folder_of, roll_back
+from grmlight.policy.guards.kept import KeptCheckpoint, checkpoints_of, roll_back
 from grmlight.policy.kl import Measured
 
 NAME = "best-gold"
@@ -54,7 +54,7 @@ class ProxyGoldGap(Guard):
         """Attach. Errors: ValueError as `Guard`, and if the run keeps no checkpoints."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            folder_of(trainer, "ProxyGoldGap")
+            checkpoints_of(trainer, "ProxyGoldGap")
 
     def state_dict(self) -> dict[str, Any]:
         """The best measurement and its checkpoint, how often in a row they were parted, and whether the run is over."""

@@ -131,6 +131,12 @@ def test_the_last_checkpoint_within_the_budget_is_kept_and_named(tmp_path, capsy
     assert all(torch.equal(found[name], copies.after[4][name]) for name in found)
 
 
+def test_checkpoints_lie_where_the_logger_says_if_nobody_else_does(tmp_path):
+    """As on the command line."""
+    run(tmp_path, KLBudget(5.0), measurement(), beside=False)
+    assert (tmp_path / "csv" / "version_0" / "checkpoints" / "below-budget-4.ckpt").exists()
+
+
 def test_a_run_that_was_stopped_stays_so(tmp_path, capsys, caplog):
     run(tmp_path / "first", measurement(), KLBudget(5.0))
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"

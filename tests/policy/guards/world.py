@@ -53,7 +53,18 @@ def measurement(**options):
     return SampledKL(**given | options)
 
 
-def run(folder, *callbacks, steps=24, lr=1e-3, resume=None, save_every=8, module=None, objective="dpo", logger=None):
+def run(
+    folder,
+    *callbacks,
+    steps=24,
+    lr=1e-3,
+    resume=None,
+    save_every=8,
+    module=None,
+    objective="dpo",
+    logger=None,
+    beside=True,
+):
     """DPO on the pairs; what the callbacks do not stop ends after so many steps."""
     module = module or PolicyModule(
         LM,
@@ -70,7 +81,10 @@ def run(folder, *callbacks, steps=24, lr=1e-3, resume=None, save_every=8, module
         limit_val_batches=0,
         log_every_n_steps=1,
         logger=logger or CSVLogger(folder, name="csv", version=0),
-        callbacks=[*callbacks, Checkpoints(folder / "checkpoints", every_n_train_steps=save_every, save_last=True)],
+        callbacks=[
+            *callbacks,
+            Checkpoints(folder / "checkpoints" if beside else None, every_n_train_steps=save_every, save_last=True),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
     )

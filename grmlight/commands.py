@@ -248,6 +248,59 @@ def run_proxy_points(arguments: list[str]) -> None:
     print(proxy_points(given.runs, names, given.evaluation, given.out, given.method, options))
 
 
+def run_winrate(arguments: list[str]) -> None:
+    """`winrate A [MORE ...] B --prompts F --judge gold|RM|endpoint --out DIR`."""
+    from grmlight.labeling import EndpointAsker
+    from grmlight.policy import winrate
+    from grmlight.policy.sampler import SamplingOptions
+
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="grmlight winrate",
+        description="Let a judge compare the answers of policies to the same prompts: win, tie and loss.",
+    )
+    parser.add_argument(
+        "policies",
+        nargs="+",
+        help="each SPEC or LABEL=SPEC, the last one is what the others are compared with: a model folder, a run "
+        "directory, a hub name, or a file of JSON lines with `prompt` and `response`",
+    )
+    parser.add_argument("--prompts", type=str, required=True, help="the file of prompts")
+    parser.add_argument(
+        "--judge",
+        type=str,
+        required=True,
+        help="gold (the embedded world's), a reward model, a judge's folder, a class path, or the base of an "
+        "OpenAI-compatible API, as in http://127.0.0.1:8000/v1",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder of answers, replies and results")
+    parser.add_argument("--length_ratio", type=float, default=1.1, help="lengths match up to this ratio")
+    parser.add_argument("--draws", type=int, default=2000, help="of the bootstrap over prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the answers")
+    parser.add_argument("--model", type=str, help="of an API: the name that the judge is served by")
+    parser.add_argument("--parallel", type=int, default=4, help="questions at once, to an API")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an API's reply")
+    parser.add_argument("--retries", type=int, default=5, help="further tries after an error that may pass")
+    parser.add_class_arguments(SamplingOptions)
+    given = parser.parse_args(arguments)
+    asker = None
+    if given.judge.startswith(("http://", "https://")):
+        asker = EndpointAsker(given.judge, given.model, given.timeout, given.retries, given.parallel)
+    job = winrate.Winrate(
+        policies=given.policies,
+        prompts=given.prompts,
+        judge="grmlight.lab.GoldReward" if given.judge == "gold" else given.judge,
+        out=given.out,
+        sampling=SamplingOptions(**{name: given[name] for name in SamplingOptions.__dataclass_fields__}),
+        endpoint=asker,
+        length_ratio=given.length_ratio,
+        draws=given.draws,
+        seed=given.seed,
+    )
+    print(winrate.run_winrate(job).describe())
+    print(f"win rates: {given.out}")
+
+
 FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "prepare": ("lint, tokenize and store preference pairs", run_prepare),
     "score": ("write the rewards of preference pairs", run_score),
@@ -255,6 +308,7 @@ FUNCTIONS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "compare": ("put runs into the papers' tables", run_compare),
     "bon": ("best-of-n: proxy and gold against KL for every n", run_bon),
     "relabel": ("label pairs anew by a reward, with noise", run_relabel),
+    "winrate": ("let a judge compare the answers of policies", run_winrate),
     "label": ("let a language model label pairs for capabilities", run_label),
     "export": ("make a Hugging Face folder of a run or checkpoint", run_export),
     "proxy-points": ("find thresholds for constrained PPO in runs", run_proxy_points),

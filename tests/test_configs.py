@@ -87,6 +87,7 @@ def test_a_command_that_names_the_file_heads_it(path):
     named = [after for before, after in itertools.pairwise(arguments) if before == "--config"]
     assert path in named
     assert {"trainer", "model", "data"} <= yaml.safe_load((REPOSITORY / named[0]).read_text()).keys()
+    assert path not in ROOTS or named == [path]
     assert all((REPOSITORY / each).is_file() for each in named)
 
 

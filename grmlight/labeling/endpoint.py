@@ -56,11 +56,15 @@ class EndpointAsker:
         self.name = f"{model or 'the model'} at {url}"
 
     def ask(self, question: Question) -> Letter | None:
-        """The letter that the reply begins with; None if it begins with none.
+        """The letter that the reply begins with; None if it begins with none. Errors: see `reply`."""
+        return self.reply(question.text)
+
+    def reply(self, text: str) -> Letter | None:
+        """The letter that the reply to a text begins with; None if it begins with none.
 
         Errors: ValueError if the server refuses, or does not answer in any of the tries.
         """
-        asked = {"messages": [{"role": "user", "content": question.text}], "temperature": 0, "seed": 0}
+        asked = {"messages": [{"role": "user", "content": text}], "temperature": 0, "seed": 0}
         named = {"model": self.model} if self.model else {}
         reply = self._post(named | asked | {"max_tokens": self.max_tokens})
         try:

@@ -88,7 +88,25 @@ class Judge(nn.Module):
         Raises:
             GroupError: a question longer than the model's positions, or one that the chat template refuses.
         """
-        questions = self._questions(groups)
+        orders = [list(itertools.permutations(range(len(group.responses)), 2)) for group in groups]
+        return [
+            _rewards(len(group.responses), odds)
+            for group, odds in zip(groups, self.log_odds(groups, orders), strict=True)
+        ]
+
+    def log_odds(
+        self, groups: Sequence[TextGroup], orders: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[dict[tuple[int, int], float]]:
+        """For each group and two of its answers the log-odds, in nats, that the one shown as A is the better one.
+
+        Args:
+            groups: prompts with their answers.
+            orders: for each group what is asked: (answer shown as A, answer shown as B), by their places.
+
+        Raises:
+            GroupError: a question longer than the model's positions, or one that the chat template refuses.
+        """
+        questions = self._questions(groups, orders)
         for place, asked in enumerate(questions):
             longest = max(map(len, asked.values()), default=0)
             if self._longest is not None and longest > self._longest:
@@ -98,10 +116,7 @@ class Judge(nn.Module):
                     "choose a judge of more positions",
                 )
         found = self._answer({tuple(sorted({*map(tuple, asked.values())})) for asked in questions if asked})
-        return [
-            _rewards(len(group.responses), {pair: found[tuple(ids)] for pair, ids in asked.items()})
-            for group, asked in zip(groups, questions, strict=True)
-        ]
+        return [{pair: found[tuple(ids)] for pair, ids in asked.items()} for asked in questions]
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write a folder of kind "judge": the LM's name and dtype, and the template. The LM stays where it is."""
@@ -129,9 +144,10 @@ class Judge(nn.Module):
             raise ValueError(f"{path}: cannot be read as a judge ({error})") from error
         return cls(entries["lm"], text, entries.get("dtype", "float32"), tokens_per_batch)
 
-    def _questions(self, groups: Sequence[TextGroup]) -> list[dict[tuple[int, int], list[int]]]:
+    def _questions(
+        self, groups: Sequence[TextGroup], orders: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[dict[tuple[int, int], list[int]]]:
         """For each group the token ids of its questions, by (answer A, answer B)."""
-        orders = [list(itertools.permutations(range(len(group.responses)), 2)) for group in groups]
         texts: list[str] = []
         for place, (group, pairs) in enumerate(zip(groups, orders, strict=True)):
             try:

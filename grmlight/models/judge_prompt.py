@@ -64,9 +64,7 @@ class JudgePrompt:
         Raises:
             ValueError: the chat template refuses it.
         """
-        fields = {"prompt": conversation_text(prompt), "a": conversation_text(first), "b": conversation_text(second)}
-        # In one pass, so that braces in the texts stay as they are.
-        text = _FIELDS.sub(lambda match: fields[match[1]], self.template)
+        text = filled(self.template, prompt, first, second)
         if not self._chat:
             return text
         messages = [{"role": "user", "content": text}]
@@ -95,6 +93,13 @@ class JudgePrompt:
             )
         first, second = zip(*sorted(found), strict=True)
         return first, second
+
+
+def filled(template: str, prompt: str | Sequence[Message], first: Response, second: Response) -> str:
+    """A template with its `{prompt}`, `{a}` and `{b}` filled in."""
+    fields = {"prompt": conversation_text(prompt), "a": conversation_text(first), "b": conversation_text(second)}
+    # In one pass, so that braces in the texts stay as they are.
+    return _FIELDS.sub(lambda match: fields[match[1]], template)
 
 
 def conversation_text(prompt: str | Sequence[Message]) -> str:

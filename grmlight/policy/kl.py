@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from grmlight.data.batch import GroupBatch
 from grmlight.data.encode import pack
 from grmlight.data.set_prompts import distinct, set_prompts
 from grmlight.data.tokenizer import load_tokenizer
@@ -88,16 +87,43 @@ def sampled_kl(model: nn.Module, rollouts: Sequence[Rollout], forwards: int) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measured:
+class Measured:
     """One prompt's answers.
 
     Attributes:
         number: the prompt's place.
-        means: of its answers, by name: the estimators, `tokens`, `ended`, and `proxy` and `gold` where they are given.
+        rollout: the prompt and the answers.
+        kl: of each answer, by estimator.
+        rewards: of each answer, `proxy` and `gold` where they are given.
     """
 
     number: int
-    means: dict[str, float]
+    rollout: Rollout
+    kl: dict[str, list[float]]
+    rewards: dict[str, list[float]]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Over the answers, by name: the estimators, `tokens`, `ended`, and the rewards."""
+        answers = self.rollout.answers
+        found = {"tokens": [len(each.tokens) for each in answers], "ended": [each.ended for each in answers]}
+        return {name: float(np.mean(values)) for name, values in {**self.kl, **found, **self.rewards}.items()}
+
+
+class Watcher(Protocol):
+    """What looks at each measurement; on every rank, which all have the same. See `grmlight.policy.guards`."""
+
+    def look(self, trainer: Trainer, prompts: Sequence[Measured]) -> None:
+        """Take it in."""
+        ...
+
+    def keep(self, trainer: Trainer) -> None:
+        """Write checkpoints, if any: every watcher has looked, none has acted."""
+        ...
+
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the run, or change its weights, if need be."""
+        ...
 
 
 class SampledKL(Callback):
@@ -153,23 +179,20 @@ class SampledKL(Callback):
         self.estimator, self.limit, self.seed = estimator, limit, seed
         self.study, self.method = study, method
         self.points: list[CurvePoint] = []
+        self.watchers: list[Watcher] = []
         self._scorers: dict[str, GroupScorer] = {}
         self._texts: list[PromptText] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the prompts and open the rewards, before the model is built.
 
-        Errors: ValueError in one line for a set or reward that is not there.
+        Errors: ValueError in one line for a set or reward that is not there, and for a module that is no policy.
         """
         if stage != "fit":
             return
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(datamodule, "prepared"):
-            raise ValueError("SampledKL: samples from the prompts of a PairDataModule; train with one")
-        name = self.set or next(iter(datamodule.val_sources), "train")
-        if name not in datamodule.prepared:
-            raise ValueError(f"SampledKL: there is no set {name!r}; choose from {', '.join(datamodule.prepared)}")
-        self._texts = distinct(set_prompts(datamodule.prepared[name]))[: self.prompts]
+        if not hasattr(pl_module, "keep_reference") and not hasattr(pl_module, "sampler"):
+            raise ValueError(f"SampledKL: a {type(pl_module).__name__} samples nothing; use it with a policy")
+        self._texts = distinct(_prompts(getattr(trainer, "datamodule", None), self.set))[: self.prompts]
         self._scorers = {name: open_reward(spec) for name, spec in self.rewards.items()}
         if (keep := getattr(pl_module, "keep_reference", None)) is not None:
             keep()
@@ -183,14 +206,17 @@ class SampledKL(Callback):
         self.points = [CurvePoint(**point) for point in state_dict["points"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where it begins."""
-        self._measure(trainer, pl_module)
+        """Where it begins; a resumed run goes on as if it had not stopped."""
+        if not self.points:
+            self._measure(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure where it is time and a step is complete."""
-        if batch.micro_batch + 1 == batch.packs and trainer.global_step % self.every_n_steps == 0:
+        """Measure where it is time and a step is complete; with several steps a batch, at the batch's end."""
+        if pl_module.automatic_optimization and batch.micro_batch + 1 < batch.packs:
+            return
+        if trainer.global_step // self.every_n_steps > (self.points[-1].step or 0) // self.every_n_steps:
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,11 +236,18 @@ class SampledKL(Callback):
         names = list(found[0].means)
         values = {name: np.array([each.means[name] for each in found]) for name in names}
         self._keep(trainer, pl_module, values)
+        for watcher in self.watchers:
+            watcher.look(trainer, found)
+        for watcher in self.watchers:
+            watcher.keep(trainer)
+        for watcher in self.watchers:
+            watcher.act(trainer, pl_module)
         if meter:
             meter.clock.start()
-        self._check(trainer, float(values["k1"].mean()))
+        if not trainer.should_stop:
+            self._check(trainer, float(values["k1"].mean()))
 
-    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> list[_Measured]:
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> list[Measured]:
         """The prompts' answers, measured: those of all ranks, in the order of the prompts."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         model: Any = pl_module.model
@@ -229,18 +262,16 @@ class SampledKL(Callback):
         )
         texts = [self._texts[number] for number in numbers]
         groups = sampler.generate(texts, self.options, self.seed, numbers).groups
-        longest = max(prepared.report["max_tokens"] for prepared in datamodule.prepared.values())
-        budget = TOKENS_PER_FORWARD // (longest + self.options.samples * self.options.max_new_tokens)
-        kl = sampled_kl(model, groups, -(-share // max(1, budget)))
+        longest = max(len(group.prompt_tokens) for group in groups) + self.options.samples * self.options.max_new_tokens
+        forwards = from_all_ranks([-(-share // max(1, TOKENS_PER_FORWARD // longest))])
+        kl = sampled_kl(model, groups, max(forwards))
         rewards = {name: scorer.score([each.text_group() for each in groups]) for name, scorer in self._scorers.items()}
         found = []
         for place, (number, group) in enumerate(zip(numbers, groups, strict=True)):
             own = slice(place * self.options.samples, (place + 1) * self.options.samples)
-            means = {name: float(values[own].mean()) for name, values in kl.items()}
-            means["tokens"] = float(np.mean([len(answer.tokens) for answer in group.answers]))
-            means["ended"] = float(np.mean([answer.ended for answer in group.answers]))
-            means |= {name: float(np.mean(scores[place])) for name, scores in rewards.items()}
-            found.append(_Measured(number, means))
+            own_kl = {name: values[own].tolist() for name, values in kl.items()}
+            own_rewards = {name: [float(each) for each in scores[place]] for name, scores in rewards.items()}
+            found.append(Measured(number, group, own_kl, own_rewards))
         once = {each.number: each for each in from_all_ranks(found)}
         return [once[number] for number in sorted(once)]
 
@@ -284,3 +315,15 @@ class SampledKL(Callback):
             f"step {trainer.global_step}: the KL to the reference is {kl:.4g} nats an answer, above SampledKL's limit "
             f"of {self.limit:g}{kept}; raise beta, lower the learning rate, or go on from an earlier checkpoint"
         )
+
+
+def _prompts(datamodule: Any, wanted: str | None) -> list[PromptText]:
+    """The prompts of a set of pairs or of prompts; by default of the first that is not trained on."""
+    pairs = hasattr(datamodule, "prepared")
+    sets: Any = datamodule.prepared if pairs else getattr(datamodule, "prompts", None)
+    if not isinstance(sets, dict) or not sets:
+        raise ValueError("SampledKL: samples from the prompts of a PairDataModule or PromptDataModule; train with one")
+    name = wanted or next((each for each in sets if each != "train"), "train")
+    if name not in sets:
+        raise ValueError(f"SampledKL: there is no set {name!r}; choose from {', '.join(sets)}")
+    return set_prompts(sets[name]) if pairs else sets[name]

@@ -1,6 +1,6 @@
 """Run the benchmarks: `python -m benchmarks.policy [PART ...]`; parts not named keep their earlier results.
 
-Parts: best_of_n, alignment (about 20 minutes), online. Writes benchmarks/results/policy.json and the tables in
+Parts: best_of_n, online, alignment (10 minutes), alignment_shapes. Writes benchmarks/results/policy.json and the tables in
 docs/benchmarks.md. Times are seconds of the process's own processors with one thread.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.policy.alignment import alignment_rows
+from benchmarks.policy.alignment import alignment_rows, other_shape_rows
 from benchmarks.policy.best_of_n import best_of_n_rows
 from benchmarks.policy.online import online_rows
 from benchmarks.train.ours import quiet
@@ -25,8 +25,9 @@ _RESULT, _PAGE = _ROOT / "results" / "policy.json", _ROOT.parent / "docs" / "ben
 
 PARTS: dict[str, Callable[[Path], list[Row]]] = {
     "best_of_n": lambda _: best_of_n_rows(),
-    "alignment": alignment_rows,
     "online": online_rows,
+    "alignment": alignment_rows,
+    "alignment_shapes": other_shape_rows,
 }
 
 

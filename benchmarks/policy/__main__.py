@@ -1,7 +1,7 @@
 """Run the benchmarks: `python -m benchmarks.policy [PART ...]`; parts not named keep their earlier results.
 
-Parts: best_of_n, online, alignment (10 minutes), alignment_shapes. Writes benchmarks/results/policy.json and the tables in
-docs/benchmarks.md. Times are seconds of the process's own processors with one thread.
+Parts: best_of_n, online, alignment (10 minutes), alignment_shapes. Writes benchmarks/results/policy.json and the tables
+in docs/benchmarks.md. Times are seconds of the process's own processors with one thread.
 """
 
 from __future__ import annotations

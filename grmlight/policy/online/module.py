@@ -15,6 +15,7 @@ Shape suffixes: P prompts, N answers, L answer tokens, K streams of rewards.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -165,6 +166,7 @@ class OnlineModule(GroupModule):
         self._saved_before = 0
         self._averages = Averages()
         self._fatal: ValueError | None = None
+        self._loops: dict[str, Any] = {}
         self._told: set[str] = set()
         self._description: dict[str, Any] | None = None
 
@@ -246,6 +248,7 @@ class OnlineModule(GroupModule):
         """Go on where the checkpoint left off; make the sampler, if none was given."""
         super().on_train_start()
         self.sampler = self.sampler or self._make_sampler()
+        self._loops = self._loops or self._loops_now()
 
     def _make_sampler(self) -> Sampler:
         """Answers drawn from the model in training."""
@@ -291,6 +294,7 @@ class OnlineModule(GroupModule):
                 if isinstance(callback, Checkpoints):
                     callback.keep(self.trainer)
             raise self._fatal
+        self._loops = self._loops_now()
         self.meter.clock.start()
         if self.logs_at(self.global_step):
             self._log_training()
@@ -507,7 +511,7 @@ class OnlineModule(GroupModule):
         }
         self._describe(checkpoint)
         if self._fatal is not None:
-            self._step_back(checkpoint["loops"]["fit_loop"])
+            checkpoint["loops"]["fit_loop"] = self._loops
         elif (files := self._files()) is not None and self.trainer.is_global_zero:
             # The checkpoint is not whole yet: until the next one, what the last one began with stays.
             files.forget(self._saved_before)
@@ -525,16 +529,9 @@ class OnlineModule(GroupModule):
         for name in self._description["left_out"]:
             checkpoint["state_dict"].pop(name, None)
 
-    def _step_back(self, fit_loop: dict[str, Any]) -> None:
-        """Let the loops and the loader stand before this iteration."""
-        loader: Any = self.trainer.train_dataloader
-        epoch, steps = divmod(self.iterations, len(loader))
-        for state in fit_loop["state_dict"].get("combined_loader", []):
-            state |= {"epoch": epoch, "steps": steps}
-        progress = fit_loop["epoch_loop.batch_progress"]
-        for part in ("current", "total"):
-            for name in ("ready", "started", "processed", "completed"):
-                progress[part][name] = max(progress[part][name] - 1, 0)
+    def _loops_now(self) -> dict[str, Any]:
+        """Where the loops and the loader stand; at the end of a batch, what a checkpoint of it has."""
+        return copy.deepcopy(self.trainer.fit_loop.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the iterations' state.
@@ -550,6 +547,7 @@ class OnlineModule(GroupModule):
             return
         if (state := checkpoint.get(STATE)) is None:
             raise ValueError("the checkpoint is of no online run; begin from its model instead: backbone.name")
+        self._loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
         self.iterations = self._saved_before = state["iterations"]
         self.controller.load_state_dict(state["controller"])
         self._averages.load_state_dict(state["averages"])

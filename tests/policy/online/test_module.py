@@ -145,8 +145,8 @@ def test_a_constant_reward_is_named_and_moves_nothing(caplog):
         torch.testing.assert_close(tensor, weights(start)[name], rtol=0, atol=0)
 
 
-def checkpointed(module, folder, prompts=PROMPTS, **options):
-    callback = Checkpoints(folder / "checkpoints", every_n_train_steps=2, save_last=True)
+def checkpointed(module, folder, prompts=PROMPTS, every=2, **options):
+    callback = Checkpoints(folder / "checkpoints", every_n_train_steps=every, save_last=True)
     return fit(module, prompts, 6, callbacks=[callback], enable_checkpointing=True, **options)
 
 
@@ -190,6 +190,37 @@ def test_a_reward_that_fails_leaves_a_checkpoint_and_its_answers(failure, words,
     fit(whole, PROMPTS, 6)
     for name, tensor in weights(again).items():
         assert torch.equal(tensor, weights(whole)[name]), name
+
+
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Two epochs of four iterations, which nothing stopped."""
+    module = module_of([Fails(0, None)])
+    fit(module, PROMPTS, 6, epochs=EPOCHS)
+    return weights(module)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("limits", [{"every": 2}, {"every": 100}, {"every": 100, "max_steps": 16}], ids=str)
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 8])
+def test_wherever_an_iteration_fails_it_alone_is_done_again(at, limits, whole, tmp_path):
+    """At the first, a middle and the last batch of an epoch, with a checkpoint of the step before it or without."""
+    options = {"epochs": EPOCHS} | limits
+    with pytest.raises(ValueError, match="has a finite reward"):
+        checkpointed(module_of([Fails(at, math.nan)]), tmp_path, **options)
+    found = newest_checkpoint(tmp_path, training=True)
+    with pytest.raises(ValueError, match="has a finite reward"):
+        checkpointed(module_of([Fails(1, math.nan)]), tmp_path, ckpt_path=found, **options)
+    found = newest_checkpoint(tmp_path, training=True)
+    assert torch.load(found, weights_only=True)["global_step"] == 2 * (at - 1)
+    again = module_of([Fails(0, None)])
+    trainer = checkpointed(again, tmp_path, ckpt_path=found, **options)
+    assert (again.iterations, trainer.global_step) == (8, 16)
+    for name, tensor in weights(again).items():
+        assert torch.equal(tensor, whole[name]), name
 
 
 def test_a_kl_that_explodes_is_counted_and_leaves_a_checkpoint(tmp_path):

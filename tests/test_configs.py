@@ -227,6 +227,19 @@ def test_the_policy_recipe_goes_with_every_objective(kind, parse):
     assert config.model.init_args.backbone.name == "HuggingFaceH4/mistral-7b-sft-beta"
 
 
+def test_constrained_ppo_goes_with_the_real_model(parse):
+    """The second command of its header, in which rewards and thresholds have each other's names."""
+    _, overlay = (
+        shlex.split(each) for each in re.findall(r"grmlight fit (.*)$", header("configs/ppo-constrained.yaml"), re.M)
+    )
+    _, config = parse(*overlay)
+    model = config.model.init_args
+    assert model.backbone.name == "google/gemma-2b-it"
+    assert config.data.class_path == "grmlight.policy.PromptDataModule"
+    assert [each.name for each in model.rewards] == list(model.mixing.init_args.thresholds)
+    assert model.watch == []
+
+
 @pytest.mark.parametrize(("stride", "words"), [(2, "400K"), (20, "40K"), (100, "8K")])
 def test_the_recipes_name_the_strides(stride, words):
     for path in RECIPES:

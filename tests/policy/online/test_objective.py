@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from grmlight.data.encode import TokenGroup, pack
+from grmlight.data.encode import TokenGroup
+from grmlight.data.encode import pack as pack_groups
 from grmlight.models import Outputs, PolicyModel, Signal
 from grmlight.policy.online.advantages import whiten
 from grmlight.policy.online.controllers import KlOptions
@@ -152,7 +153,7 @@ def test_the_coefficient_means_the_same_whatever_the_length_of_an_answer(advanta
     shares = []
     update, kl = Update().of(advantage, whitens=False), KlOptions(where="loss", estimator="k2")
     for tokens in (1, 20):
-        batch = pack([TokenGroup((np.arange(3, 5 + tokens),), (2,))])
+        batch = pack_groups([TokenGroup((np.arange(3, 5 + tokens),), (2,))])
         weight_L = token_weights(torch.tensor([tokens]), torch.tensor([True]), update.average)
         ones_L = torch.ones(tokens, dtype=torch.float64)
         logps_L = (-ones_L).requires_grad_()

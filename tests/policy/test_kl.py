@@ -181,7 +181,7 @@ class Raises:
         return [[1.0] * len(group.responses) for group in groups]
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_reward_without_a_value_or_that_raises_costs_no_point(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
     rewards = {"gold": "tests.policy.test_kl.partly", "proxy": "tests.policy.test_kl.Raises", "every_n_steps": 3}

@@ -11,6 +11,7 @@ Shape suffixes: L response tokens, N responses.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -32,10 +33,13 @@ from grmlight.evaluation.run_report import run_directory
 from grmlight.models import Signal, evaluating
 from grmlight.models.parallel import reshard
 from grmlight.policy.huggingface import HuggingFaceSampler
+from grmlight.policy.online.ranks import AllRanks
 from grmlight.policy.rewards import open_reward
 from grmlight.policy.rollouts import PromptText, Rollout
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
+
+logger = logging.getLogger("grmlight")
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -104,10 +108,18 @@ class Measured:
 
     @property
     def means(self) -> dict[str, float]:
-        """Over the answers, by name: the estimators, `tokens`, `ended`, and the rewards."""
+        """Over the answers, by name: the estimators, `tokens`, `ended`, and the rewards where they are finite."""
         answers = self.rollout.answers
         found = {"tokens": [len(each.tokens) for each in answers], "ended": [each.ended for each in answers]}
-        return {name: float(np.mean(values)) for name, values in {**self.kl, **found, **self.rewards}.items()}
+        means = {name: float(np.mean(values)) for name, values in {**self.kl, **found}.items()}
+        return means | {name: finite_mean(values) for name, values in self.rewards.items()}
+
+
+def finite_mean(values: Sequence[float] | np.ndarray) -> float:
+    """The mean of what is finite; NaN if nothing is."""
+    whole = np.asarray(values, dtype=np.float64)
+    whole = whole[np.isfinite(whole)]
+    return float(whole.mean()) if len(whole) else math.nan
 
 
 class Watcher(Protocol):
@@ -207,7 +219,7 @@ class SampledKL(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where it begins; a resumed run goes on as if it had not stopped."""
-        if not self.points:
+        if not self.points or self._is_due(trainer):
             self._measure(trainer, pl_module)
 
     def on_train_batch_end(
@@ -216,8 +228,11 @@ class SampledKL(Callback):
         """Measure where it is time and a step is complete; with several steps a batch, at the batch's end."""
         if pl_module.automatic_optimization and batch.micro_batch + 1 < batch.packs:
             return
-        if trainer.global_step // self.every_n_steps > (self.points[-1].step or 0) // self.every_n_steps:
+        if self._is_due(trainer):
             self._measure(trainer, pl_module)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.global_step // self.every_n_steps > (self.points[-1].step or 0) // self.every_n_steps
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where it ends."""
@@ -233,6 +248,7 @@ class SampledKL(Callback):
             meter.pause()
         with trainer.precision_plugin.forward_context():
             found = self._sample(trainer, pl_module)
+        self._tell(trainer, found)
         names = list(found[0].means)
         values = {name: np.array([each.means[name] for each in found]) for name in names}
         self._keep(trainer, pl_module, values)
@@ -265,7 +281,7 @@ class SampledKL(Callback):
         longest = max(len(group.prompt_tokens) for group in groups) + self.options.samples * self.options.max_new_tokens
         forwards = from_all_ranks([-(-share // max(1, TOKENS_PER_FORWARD // longest))])
         kl = sampled_kl(model, groups, max(forwards))
-        rewards = {name: scorer.score([each.text_group() for each in groups]) for name, scorer in self._scorers.items()}
+        rewards = {name: self._score(trainer, name, scorer, groups) for name, scorer in self._scorers.items()}
         found = []
         for place, (number, group) in enumerate(zip(numbers, groups, strict=True)):
             own = slice(place * self.options.samples, (place + 1) * self.options.samples)
@@ -275,15 +291,44 @@ class SampledKL(Callback):
         once = {each.number: each for each in from_all_ranks(found)}
         return [once[number] for number in sorted(once)]
 
+    def _score(self, trainer: Trainer, name: str, scorer: GroupScorer, groups: Sequence[Rollout]) -> list[list[float]]:
+        """A reward's values of this rank's answers.
+
+        Errors: ValueError on every rank for a reward that fails on one of them; a checkpoint of this step is there.
+        """
+        try:
+            return AllRanks(trainer).together(
+                lambda: scorer.score([each.text_group() for each in groups]), (Exception,)
+            )
+        except ValueError as error:
+            kept = self._keep_checkpoint(trainer)
+            raise ValueError(
+                f"step {trainer.global_step}: SampledKL's {name} {self.rewards[name]!r} failed ({error}){kept}; mend "
+                "it, and go on from there"
+            ) from error
+
+    def _tell(self, trainer: Trainer, found: Sequence[Measured]) -> None:
+        """Count and name the answers that a reward has no finite value for."""
+        for name in self._scorers if trainer.is_global_zero else ():
+            bad = [each for each in found for value in each.rewards[name] if not math.isfinite(value)]
+            if bad:
+                total = sum(len(each.rewards[name]) for each in found)
+                logger.warning(
+                    "step %d: %s %r is not finite for %d of %d answers, which its mean leaves out; the first to %r",
+                    *(trainer.global_step, name, self.rewards[name], len(bad), total, str(bad[0].rollout.prompt)[:60]),
+                )
+
     def _keep(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, np.ndarray]) -> None:
         """Log the means over prompts, and add the point."""
-        means = {name: float(each.mean()) for name, each in values.items()}
+        rewards = self._scorers.keys()
+        means = {name: finite_mean(each) if name in rewards else float(each.mean()) for name, each in values.items()}
         named = {f"policy/kl_{name}" if name in ESTIMATORS else f"policy/{name}": each for name, each in means.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(named, step=trainer.global_step)
+        for each in trainer.loggers:
+            each.log_metrics(named, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
         alignment = getattr(pl_module, "alignment", None)
         gold = values.get("gold", np.zeros(0))
+        gold = gold[np.isfinite(gold)]
         point = CurvePoint(
             study=self.study,
             method=self.method or (alignment.kind if alignment else type(pl_module).__name__),
@@ -306,15 +351,20 @@ class SampledKL(Callback):
         """Stop where the policy has left its reference for good; what it was is kept."""
         if kl <= self.limit:
             return
+        raise ValueError(
+            f"step {trainer.global_step}: the KL to the reference is {kl:.4g} nats an answer, above SampledKL's limit "
+            f"of {self.limit:g}{self._keep_checkpoint(trainer)}; raise beta, lower the learning rate, or go on from an "
+            "earlier checkpoint"
+        )
+
+    def _keep_checkpoint(self, trainer: Trainer) -> str:
+        """Keep this step; where, in words."""
         kept = ""
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoints) and callback.save_last and trainer.global_step > 0:
                 callback.keep(trainer)
                 kept = f"; this step is kept in {callback.last_model_path}"
-        raise ValueError(
-            f"step {trainer.global_step}: the KL to the reference is {kl:.4g} nats an answer, above SampledKL's limit "
-            f"of {self.limit:g}{kept}; raise beta, lower the learning rate, or go on from an earlier checkpoint"
-        )
+        return kept
 
 
 def _prompts(datamodule: Any, wanted: str | None) -> list[PromptText]:

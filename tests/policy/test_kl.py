@@ -1,5 +1,6 @@
 """KL estimators against sums over all answers, and SampledKL in a run."""
 
+import logging
 import math
 
 import numpy as np
@@ -163,6 +164,38 @@ def test_a_kl_that_explodes_is_named_and_leaves_a_checkpoint(tmp_path, monkeypat
         run(tmp_path, measurement(every_n_steps=3, limit=0.5), lr=3e-2)
     kept = str(caught.value).split("kept in ")[1].split(";")[0]
     assert torch.load(kept, weights_only=True)["global_step"] == 3
+
+
+def partly(prompt, response):
+    """A reward that has no value for some answers."""
+    return math.nan if len(response) % 3 == 0 else 1.0
+
+
+class Raises:
+    name, calls = "raises", 0
+
+    def score(self, groups):
+        Raises.calls += 1
+        if Raises.calls == 2:
+            raise RuntimeError("the endpoint is gone")
+        return [[1.0] * len(group.responses) for group in groups]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_reward_without_a_value_or_that_raises_costs_no_point(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    rewards = {"gold": "tests.policy.test_kl.partly", "proxy": "tests.policy.test_kl.Raises", "every_n_steps": 3}
+    with (
+        caplog.at_level(logging.WARNING, "grmlight"),
+        pytest.raises(ValueError, match="the endpoint is gone") as caught,
+    ):
+        run(tmp_path / "first", measurement(max_new_tokens=8, **rewards), max_steps=4)
+    assert "gold 'tests.policy.test_kl.partly' is not finite for" in caplog.text
+    kept = str(caught.value).split("kept in ")[1].split(";")[0]
+    assert torch.load(kept, weights_only=True)["global_step"] == 3
+    run(tmp_path / "again", measurement(max_new_tokens=8, **rewards), max_steps=4, resume=kept)
+    points = read_curves(tmp_path / "again" / "csv" / "version_0" / "curve.jsonl")
+    assert [(point.step, point.gold) for point in points] == [(0, 1.0), (3, 1.0), (4, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,13 @@ class Constraints(Mixer):
         assert thresholds.keys() == self.multipliers.keys()
         self.thresholds = dict(thresholds)
 
+    def finish(self) -> None:
+        """Warn by name of constraints that are violated; a search has put another policy back."""
+        for name, saturation in self._saturations.items():
+            warning = saturation.unmet(self.multipliers[name].bound == "equal")
+            if warning and not self.searched:
+                _warn(warning)
+
     def state_dict(self) -> dict[str, Any]:
         """All multipliers, by the name of their reward."""
         return {
@@ -172,6 +179,7 @@ class Constraints(Mixer):
     def _watch(self, name: str, value: float) -> None:
         multiplier, threshold = self.multipliers[name], self.thresholds[name]
         slack = multiplier.slack(value, threshold)
+        self._saturations[name].note(slack)
         violation = abs(slack) if multiplier.bound == "equal" else max(-slack, 0.0)
         warning = self._saturations[name].watch(multiplier.squashed, violation, threshold, value)
         if warning:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 from typing import Any
 
 
@@ -36,6 +38,7 @@ class Saturation:
         self.patience = patience
         self._violations: list[float] = []
         self._told: list[str] = []
+        self._slacks: list[float] = []
 
     def watch(self, squashed: float, violation: float, threshold: float, value: float) -> str | None:
         """What to warn of, if anything; each thing once for each time that the multiplier gets there.
@@ -67,6 +70,23 @@ class Saturation:
             "proxy-points), give the reward larger units so that it pulls harder, or see whether constraints conflict"
         )
 
+    def note(self, slack: float) -> None:
+        """Remember by how much an update's mean reward was above (or, in `at_most`, below) its threshold."""
+        self._slacks = [*self._slacks, slack][-self.patience.updates :]
+
+    def unmet(self, equal: bool) -> str | None:
+        """What to say at the end of a constraint that is violated by more than two standard errors; None if not."""
+        count = len(self._slacks)
+        if count < 2:
+            return None
+        slack, error = statistics.fmean(self._slacks), statistics.stdev(self._slacks) / math.sqrt(count)
+        if (abs(slack) if equal else -slack) <= 2 * error:
+            return None
+        return (
+            f"the constraint of reward {self.name!r} is violated at the end of training: by {abs(slack):.4g} (standard "
+            f"error {error:.2g}) on the mean of the last {count} updates; train longer, or choose another threshold"
+        )
+
     def _stuck(self) -> bool:
         """Whether the violation stays what it is; a tenth less in half of the time is on its way to the threshold."""
         half = self.patience.updates // 2
@@ -75,9 +95,10 @@ class Saturation:
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said since it saturated."""
-        return {"violations": list(self._violations), "told": list(self._told)}
+        return {"violations": list(self._violations), "told": list(self._told), "slacks": list(self._slacks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._violations = [float(each) for each in state["violations"]]
         self._told = [str(each) for each in state["told"]]
+        self._slacks = [float(each) for each in state["slacks"]]

@@ -126,8 +126,8 @@ class ThresholdSearch(Callback):
             raise ValueError("threshold search keeps whole weights; train with DDP or on one device")  # noqa: TRY004
         self._limit(trainer, module)
         self._seen = module.iterations
-        if self._search is not None and not self._converged:
-            mixing.move(self._named(self._search.point))
+        if self._search is not None:
+            mixing.move(self._aim())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the weights of a policy that is about to be measured."""
@@ -221,9 +221,15 @@ class ThresholdSearch(Callback):
             if known is None:
                 break
             value = known.evaluation
-        best = max(self.vertices, key=lambda each: each.evaluation)
-        mixing.move(best.thresholds if self._converged else self._named(self._search.point))
+        mixing.move(self._aim())
         self._write(trainer, vertex)
+
+    def _aim(self) -> dict[str, float]:
+        """The thresholds to train for: those of the best vertex once the search is over."""
+        assert self._search is not None
+        if self._converged:
+            return max(self.vertices, key=lambda vertex: vertex.evaluation).thresholds
+        return self._named(self._search.point)
 
     def _write(self, trainer: Trainer, vertex: Vertex) -> None:
         figures = {"search/evaluation": vertex.evaluation, "search/queries": float(self.queries)}

@@ -5,11 +5,13 @@ Notable decisions:
 - They are written when an iteration's answers are there, and their rewards when those are: a run that dies then goes on
   from its last checkpoint with what it has paid for.
 - A file beside them says of which policy, prompts and options they are, and they are taken for no others.
+- Each reward is kept with what gave it (`identity`): another one under the same name is asked again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grmlight.data.files import remove, write_whole
+from grmlight.export import model_folder
 from grmlight.policy.rollouts import Rollouts, read_rollouts, write_rollouts
 
 
@@ -36,15 +39,34 @@ class Kept:
     rewards: Mapping[str, Float[Tensor, " N"]]
 
 
+def identity(source: Any) -> str:
+    """What tells a reward from another one of its name: its path, and of a folder the names, sizes and times of files.
+
+    Args:
+        source: a `RewardLike`.
+    """
+    spec = getattr(source, "spec", source)
+    if not isinstance(spec, str):
+        named = spec if hasattr(spec, "__qualname__") else type(spec)
+        return f"{named.__module__}.{named.__qualname__}"
+    if not Path(spec).is_dir():
+        return spec
+    files = sorted(path for path in model_folder(Path(spec)).iterdir() if path.is_file())
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{spec} {hashlib.sha256(json.dumps(stamps).encode()).hexdigest()}"
+
+
 class RolloutFiles:
     """The rollouts of a run's iterations: ITERATION.jsonl and, for what they depend on and their rewards, .json.
 
     Args:
         folder: where they are.
+        identities: of the rewards, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, identities: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.identities = dict(identities or {})
 
     def write(self, iteration: int, key: str, kept: Kept) -> None:
         """Keep an iteration's rollouts; `key` says what they depend on.
@@ -56,7 +78,10 @@ class RolloutFiles:
             remove(about)
             write_rollouts(answers, kept.rollouts)
         whole = {name: values_N for name, values_N in kept.rewards.items() if values_N.isfinite().all()}
-        rewards = {name: values_N.tolist() for name, values_N in whole.items()}
+        rewards = {
+            name: {"identity": self.identities.get(name, ""), "values": values_N.tolist()}
+            for name, values_N in whole.items()
+        }
         write_whole(about, json.dumps({"key": key, "rewards": rewards}))
 
     def read(self, iteration: int, key: str) -> Kept | None:
@@ -67,7 +92,11 @@ class RolloutFiles:
         found: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
         if found["key"] != key:
             return None
-        rewards = {name: torch.tensor(each, dtype=torch.float64) for name, each in found["rewards"].items()}
+        rewards = {
+            name: torch.tensor(each["values"], dtype=torch.float64)
+            for name, each in found["rewards"].items()
+            if each["identity"] == self.identities.get(name, "")
+        }
         return Kept(read_rollouts(answers), rewards)
 
     def forget(self, before: int) -> None:

@@ -17,7 +17,7 @@ from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.online.buffer import Kept, RolloutFiles
 from grmlight.policy.online.experience import groups_of
 from grmlight.policy.online.ranks import AllRanks
-from grmlight.policy.rollouts import PromptText, Rollout, Rollouts
+from grmlight.policy.rollouts import Answer, PromptText, Rollout, Rollouts
 from grmlight.policy.sampler import Sampler, SamplingOptions
 
 
@@ -66,20 +66,45 @@ class Collector:
         """
         kept = self.ranks.from_first(self.files.read(iteration, key) if self.files and self.ranks.rank == 0 else None)
         seconds = 0.0
-        if kept is None:
-            kept = self._sample(batch, iteration, seed)
-            seconds = kept.rollouts.seconds
+        bad = kept is not None and any(map(_incomplete, kept.rollouts.groups))
+        if kept is None or bad:
+            again = self._sample(batch, iteration, seed, kept)
+            seconds, kept = again.rollouts.seconds, again
             self._write(iteration, key, kept)
-        if missing := {name: scorer for name, scorer in self.rewards.items() if name not in kept.rewards}:
-            found = score(kept.rollouts.groups, missing, self.ranks)
-            kept = dataclasses.replace(kept, rewards={**kept.rewards, **found})
-            self._write(iteration, key, kept)
+        self._check(iteration, kept)
+        for name, scorer in self.rewards.items():
+            if name not in kept.rewards:
+                found = score(kept.rollouts.groups, {name: scorer}, self.ranks)
+                kept = dataclasses.replace(kept, rewards={**kept.rewards, **found})
+                # The next one may fail, and this one may have cost money.
+                self._write(iteration, key, kept)
         return kept, seconds
 
-    def _sample(self, batch: Prompts, iteration: int, seed: int) -> Kept:
-        """This rank answers its prompts; all ranks get all answers, in the order of the prompts."""
-        parts = self.ranks.gather(self.ranks.together(lambda: self._answer(batch, seed)))
-        numbered = {number: rollout for answered, _, _ in parts for number, rollout in answered}
+    def _check(self, iteration: int, kept: Kept) -> None:
+        """Errors: ValueError that counts answers of no token, and names the first one's prompt."""
+        groups = kept.rollouts.groups
+        empty = [place for place, each in enumerate(groups) for answer in each.answers or (None,) if _tokenless(answer)]
+        if empty:
+            total = sum(len(each.answers) for each in groups)
+            raise ValueError(
+                f"iteration {iteration}: sampler {kept.rollouts.sampler!r} gave answers of no token: {len(empty)} of "
+                f"{total}, the first to prompt {empty[0] + 1}, {str(groups[empty[0]].prompt)[:60]!r}; mend it, and go "
+                "on from the last checkpoint: these prompts are answered again, the other answers are kept"
+            )
+
+    def _sample(self, batch: Prompts, iteration: int, seed: int, kept: Kept | None) -> Kept:
+        """This rank answers its prompts; all ranks get all answers, in the order of the prompts.
+
+        Prompts whose answers are kept and whole are not answered again.
+        """
+        mine = [number for _, number in self._answerable(batch)[0]]
+        numbers = sorted(number for part in self.ranks.gather(mine) for number in part)
+        have: dict[int, Rollout] = {}
+        if kept is not None and len(numbers) == len(kept.rollouts.groups):
+            found = zip(numbers, kept.rollouts.groups, strict=True)
+            have = {number: rollout for number, rollout in found if not _incomplete(rollout)}
+        parts = self.ranks.gather(self.ranks.together(lambda: self._answer(batch, seed, have)))
+        numbered = have | {number: rollout for answered, _, _ in parts for number, rollout in answered}
         refused = [each for _, left_out, _ in parts for each in left_out]
         for prompt, reason in refused:
             self.say(f"refused {prompt}", f"the prompt {prompt[:60]!r} is left out: {reason}")
@@ -90,15 +115,19 @@ class Collector:
                 "or lower sampling.max_new_tokens"
             )
         rollouts = tuple(numbered[number] for number in sorted(numbered))
-        if any(not len(answer.tokens) for rollout in rollouts for answer in rollout.answers) or not all(
-            rollout.answers for rollout in rollouts
-        ):
-            raise ValueError(f"iteration {iteration}: sampler {self.sampler.name!r} gave answers of no token; mend it")
         return Kept(Rollouts(rollouts, self.sampler.name, max(seconds for _, _, seconds in parts)), {})
 
-    def _answer(self, batch: Prompts, seed: int) -> tuple[list[tuple[int, Rollout]], list[tuple[str, str]], float]:
+    def _answerable(self, batch: Prompts) -> tuple[list[tuple[int, int]], dict[int, str]]:
+        """Place and number of this rank's prompts that can be answered; the others' reasons by their place."""
         refused = self.sampler.refused(batch.prompts, self.sampling)
         places = [place for place, count in enumerate(batch.counts) if count and place not in refused]
+        return [(place, batch.numbers[place]) for place in places], refused
+
+    def _answer(
+        self, batch: Prompts, seed: int, have: Mapping[int, Rollout]
+    ) -> tuple[list[tuple[int, Rollout]], list[tuple[str, str]], float]:
+        answerable, refused = self._answerable(batch)
+        places = [place for place, number in answerable if number not in have]
         numbers = [batch.numbers[place] for place in places]
         found = self.sampler.generate([batch.prompts[place] for place in places], self.sampling, seed, numbers)
         left_out = [(str(batch.prompts[place]), reason) for place, reason in refused.items() if batch.counts[place]]
@@ -107,6 +136,15 @@ class Collector:
     def _write(self, iteration: int, key: str, kept: Kept) -> None:
         if self.files is not None and self.ranks.rank == 0:
             self.files.write(iteration, key, kept)
+
+
+def _tokenless(answer: Answer | None) -> bool:
+    return answer is None or not len(answer.tokens)
+
+
+def _incomplete(rollout: Rollout) -> bool:
+    """Whether an answer has no token, or there is none."""
+    return not rollout.answers or any(map(_tokenless, rollout.answers))
 
 
 def score(

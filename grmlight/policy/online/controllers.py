@@ -18,7 +18,8 @@ class KlOptions:
     """How the policy is held to its reference.
 
     Attributes:
-        where: "reward": a penalty of each token, by k1; "loss": a term of the loss, by `estimator`.
+        where: "reward": a penalty of each token, by k1; "loss": a term of the loss, by `estimator`: a mean over tokens
+            as the loss is, or with `update.ratio` "answer" (RLOO's) over answers of the sum of each one's tokens.
         coefficient: beta, the first one if there is a target.
         estimator: of the loss: "k2", whose gradient on the policy's own samples is the KL's; or "k3" (GRPO), whose
             gradient there is that of the KL turned around, of the reference to the policy.

@@ -64,6 +64,10 @@ class Mixer(ABC):
     def mix(self, advantages: Mapping[str, Float[Tensor, " L"]], batch: Minibatch) -> Float[Tensor, " L"]:
         """The advantage of each token; `advantages` has an entry for each name, in the rewards' own scale."""
 
+    def finish(self) -> None:
+        """At the end of training: say what was not reached, if anything."""
+        return
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: numbers, strings, lists and dictionaries."""
         return {}

@@ -15,6 +15,7 @@ Shape suffixes: P prompts, N answers, L answer tokens, K streams of rewards.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -55,7 +56,7 @@ from grmlight.models.policy_model import Critic
 from grmlight.module import GroupModule, NonFinite, Schedule, default_optimizer
 from grmlight.pair_module import check_masters
 from grmlight.policy.online.advantages import Advantage, whiten
-from grmlight.policy.online.buffer import RolloutFiles
+from grmlight.policy.online.buffer import RolloutFiles, identity
 from grmlight.policy.online.collect import Collector, Prompts
 from grmlight.policy.online.controllers import KlController, KlOptions
 from grmlight.policy.online.experience import SCORE, Experience, Streams, separate_rewards, streams, token_rewards
@@ -165,6 +166,8 @@ class OnlineModule(GroupModule):
         self._saved_before = 0
         self._averages = Averages()
         self._fatal: ValueError | None = None
+        self._loops: dict[str, Any] = {}
+        self._spent = {"sampling": 0.0, "all": 0.0}
         self._told: set[str] = set()
         self._description: dict[str, Any] | None = None
 
@@ -246,6 +249,34 @@ class OnlineModule(GroupModule):
         """Go on where the checkpoint left off; make the sampler, if none was given."""
         super().on_train_start()
         self.sampler = self.sampler or self._make_sampler()
+        self._loops = self._loops or self._loops_now()
+        rank_zero_info(f"answers are sampled by {self.sampler.name}")
+        self._warn_of_truncation()
+
+    def on_train_end(self) -> None:
+        """As the base; what sampling took, and constraints that are violated, are told of."""
+        super().on_train_end()
+        if self.sampler is not None and self._spent["all"] > 0:
+            rank_zero_info(
+                f"sampler {self.sampler.name}: {self._spent['sampling']:.1f} of {self._spent['all']:.1f} s in "
+                f"iterations were sampling, {self._spent['sampling'] / self._spent['all']:.0%}"
+            )
+        if self.mixing is not None:
+            self.mixing.finish()
+
+    def _warn_of_truncation(self) -> None:
+        """Ratio and KL are of the whole distribution at temperature 1."""
+        plain = SamplingOptions()
+        names = [name for name in ("temperature", "top_p", "top_k") if self._sampled(name) != getattr(plain, name)]
+        for name in names:
+            self._say(
+                f"sampling {name}",
+                f"sampling.{name} is {self._sampled(name)}: answers are drawn from another distribution than ratio and "
+                f"KL are of, which is the policy's own; set it to {getattr(plain, name)} unless that is wanted",
+            )
+
+    def _sampled(self, name: str) -> float:
+        return getattr(self.sampling, name)
 
     def _make_sampler(self) -> Sampler:
         """Answers drawn from the model in training."""
@@ -274,7 +305,9 @@ class OnlineModule(GroupModule):
         self.controller.update(experience.kl_N.mean().item())
         self.experience = experience
         self.iterations += 1
-        figures["sampling_share"] = seconds / max(time.perf_counter() - began, 1e-9)
+        spent = max(time.perf_counter() - began, 1e-9)
+        figures["sampling_share"] = seconds / spent
+        self._spent = {"sampling": self._spent["sampling"] + seconds, "all": self._spent["all"] + spent}
         self._averages.add(figures)
         self.trainer.callback_metrics.update({f"rollout/{name}": torch.tensor(each) for name, each in figures.items()})
         self.meter.pause()
@@ -291,6 +324,7 @@ class OnlineModule(GroupModule):
                 if isinstance(callback, Checkpoints):
                     callback.keep(self.trainer)
             raise self._fatal
+        self._loops = self._loops_now()
         self.meter.clock.start()
         if self.logs_at(self.global_step):
             self._log_training()
@@ -481,7 +515,11 @@ class OnlineModule(GroupModule):
     def _files(self) -> RolloutFiles | None:
         """Where rollouts are kept: beside the checkpoints; nowhere if there are none."""
         folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
-        return RolloutFiles(Path(folder).parent / "rollouts") if folder else None
+        if not folder:
+            return None
+        own = {name: identity(each) for name, each in zip(self.rewards, self._sources, strict=True)}
+        watched = {_WATCH + name: identity(each) for name, each in zip(self.watched, self._watch_sources, strict=True)}
+        return RolloutFiles(Path(folder).parent / "rollouts", own | watched)
 
     def _key(self, batch: Prompts) -> str:
         """What an iteration's answers depend on: policy, prompts, options, seed; the same on every rank."""
@@ -507,7 +545,7 @@ class OnlineModule(GroupModule):
         }
         self._describe(checkpoint)
         if self._fatal is not None:
-            self._step_back(checkpoint["loops"]["fit_loop"])
+            checkpoint["loops"]["fit_loop"] = self._loops
         elif (files := self._files()) is not None and self.trainer.is_global_zero:
             # The checkpoint is not whole yet: until the next one, what the last one began with stays.
             files.forget(self._saved_before)
@@ -525,16 +563,9 @@ class OnlineModule(GroupModule):
         for name in self._description["left_out"]:
             checkpoint["state_dict"].pop(name, None)
 
-    def _step_back(self, fit_loop: dict[str, Any]) -> None:
-        """Let the loops and the loader stand before this iteration."""
-        loader: Any = self.trainer.train_dataloader
-        epoch, steps = divmod(self.iterations, len(loader))
-        for state in fit_loop["state_dict"].get("combined_loader", []):
-            state |= {"epoch": epoch, "steps": steps}
-        progress = fit_loop["epoch_loop.batch_progress"]
-        for part in ("current", "total"):
-            for name in ("ready", "started", "processed", "completed"):
-                progress[part][name] = max(progress[part][name] - 1, 0)
+    def _loops_now(self) -> dict[str, Any]:
+        """Where the loops and the loader stand; at the end of a batch, what a checkpoint of it has."""
+        return copy.deepcopy(self.trainer.fit_loop.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the iterations' state.
@@ -550,6 +581,7 @@ class OnlineModule(GroupModule):
             return
         if (state := checkpoint.get(STATE)) is None:
             raise ValueError("the checkpoint is of no online run; begin from its model instead: backbone.name")
+        self._loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
         self.iterations = self._saved_before = state["iterations"]
         self.controller.load_state_dict(state["controller"])
         self._averages.load_state_dict(state["averages"])

@@ -86,12 +86,13 @@ def terms(
     """A pack's share of the step's "loss", of its terms, and of what is only looked at.
 
     `loss = policy + value_weight * value + coefficient * kl`, each a weighted sum over tokens. "approximate_kl" is k3
-    of the sampling policy to the new one, "clipped" the share of tokens whose ratio is out of bounds.
+    of the sampling policy to the new one, "clipped" the share of tokens whose ratio is out of bounds. With the ratio of
+    whole answers the KL is theirs too, the sum over their tokens, so that the coefficient means the same at any length.
     """
     assert outputs.logps_L is not None
     log_ratio_L = outputs.logps_L - target.old_L
     if update.ratio == "answer":
-        log_ratio_L = batch.sum_by_response(log_ratio_L).index_select(0, batch.response_L)
+        log_ratio_L = _of_answers(log_ratio_L, batch)
     policy_L = losses.clipped_objective(log_ratio_L, target.advantage_L, update.clip)
     found = {"policy": (target.weight_L * policy_L).sum()}
     loss = found["policy"]
@@ -105,9 +106,16 @@ def terms(
         loss = loss + update.value_weight * found["value"]
     if kl.where == "loss":
         kl_L = estimators.ESTIMATORS[kl.estimator](outputs.logps_L, target.reference_L)
+        if update.ratio == "answer":
+            kl_L = _of_answers(kl_L, batch)
         found["kl"] = (target.weight_L * kl_L).sum()
         loss = loss + coefficient * found["kl"]
     with torch.no_grad():
         found["approximate_kl"] = (target.even_L * (torch.expm1(log_ratio_L) - log_ratio_L)).sum()
         found["clipped"] = (target.even_L * ((log_ratio_L.exp() - 1).abs() > update.clip)).sum()
     return {"loss": loss, **found}
+
+
+def _of_answers(values_L: Float[Tensor, " L"], batch: GroupBatch) -> Float[Tensor, " L"]:
+    """For each token the sum over its answer."""
+    return batch.sum_by_response(values_L).index_select(0, batch.response_L)

@@ -5,6 +5,8 @@ from pathlib import Path
 import yaml
 
 from grmlight.policy.constraints import Constraints
+from grmlight.policy.constraints.multiplier import Descent
+from grmlight.policy.constraints.saturation import Patience
 from grmlight.policy.online.mixing import KL
 
 CONFIG = Path(__file__).parents[3] / "configs" / "ppo-constrained.yaml"
@@ -21,6 +23,21 @@ def test_defect_the_shipped_command_runs_nelder_mead():
     assert [each["class_path"] for each in document["trainer"]["callbacks"]] == [
         "grmlight.policy.constraints.ConstraintCurves"
     ]
+
+
+def test_a_saturated_multiplier_can_be_told_of_in_the_run():
+    """With rewards that never come near: the multiplier saturates, and its patience ends before the run does."""
+    document, arguments = read()
+    given, data = arguments["mixing"]["init_args"], document["data"]["init_args"]
+    updates = data["prompts"] // data["prompts_per_step"] * document["trainer"]["max_epochs"]
+    patience = Patience(**given["patience"])
+    mixing = Constraints({"a": 0.0}, given["variant"], None, Descent(**given["multipliers"]), patience)
+    said = []
+    watch = mixing._saturations["a"].watch
+    mixing._saturations["a"].watch = lambda *found: said.append(watch(*found))
+    for _ in range(updates):
+        mixing.update({"a": -8.0, KL: 0.0})
+    assert any(said)
 
 
 def test_defect_the_configuration_s_thresholds_are_others():

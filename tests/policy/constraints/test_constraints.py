@@ -239,3 +239,17 @@ def test_a_state_of_other_constraints_is_refused():
     mixer = Constraints({"a": 0.3, "b": 0.5})
     with pytest.raises(ValueError, match="has multipliers of a, the constraints are of a, b"):
         mixer.load_state_dict(Constraints({"a": 0.3}).state_dict())
+
+
+@pytest.mark.parametrize(("variant", "value", "violated"), [("xi", 0.5, True), ("mu", 1.5, False), ("all", 1.5, True)])
+def test_a_constraint_that_is_violated_at_the_end_is_named(variant, value, violated, caplog):
+    mixer = Constraints({"a": 1.0, "b": 2.0}, variant)
+    for turn in range(20):
+        noise = 0.1 * (-1) ** turn
+        mixer.update({"a": value + noise, "b": 2 + noise, KL: 0.0})
+    again = Constraints({"a": 1.0, "b": 2.0}, variant)
+    again.load_state_dict(json.loads(json.dumps(mixer.state_dict())))
+    with caplog.at_level(logging.WARNING):
+        again.finish()
+    assert ("the constraint of reward 'a' is violated at the end of training: by 0.5" in caplog.text) == violated
+    assert "'b'" not in caplog.text

@@ -136,6 +136,23 @@ def test_a_stopped_search_goes_on_as_if_it_had_not(whole, tmp_path):
             torch.testing.assert_close(weight, weights(trained)[name], rtol=0, atol=0)
 
 
+def test_a_search_that_is_over_keeps_its_thresholds_when_it_goes_on(tmp_path):
+    """With sides this near all of the simplex is known from its first vertex."""
+    options = {"enable_checkpointing": True, "rewards": (odd, low), "lr": 1e-2}
+    whole, found = Constraints(variant="xi"), search(tolerance=5)
+    run(whole, 6, [found], rewards=(odd, low), lr=1e-2)
+    assert found._converged
+    run(Constraints(variant="xi"), 6, [search(tolerance=5), keeping(tmp_path)], stop_after=2, **options)
+    again = Constraints(variant="xi")
+    run(again, 6, [search(tolerance=5), keeping(tmp_path)], ckpt_path=str(tmp_path / "last.ckpt"), **options)
+    assert again.thresholds == whole.thresholds == found.vertices[0].thresholds
+    assert again.state_dict() == whole.state_dict()
+
+
+def keeping(folder):
+    return Checkpoints(folder, save_last=True, every_n_train_steps=1)
+
+
 def test_defect_distances_are_absolute():
     """In sides of the start box, so a reward in other units finds the same points near."""
     for unit, offset in ((1.0, 0.0), (1000.0, -70.0)):

@@ -45,7 +45,7 @@ def kill_inside(moment: str, count: int) -> None:
 
     def dying(self, iteration, key, kept):
         true(self, iteration, key, kept)
-        if bool(kept.rewards) == (moment == "rewarded") and next(times) == count:
+        if len(kept.rewards) == (2 if moment == "rewarded" else 0) and next(times) == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
     RolloutFiles.write = dying

@@ -1,7 +1,9 @@
 """OnlineModule on bandits that have an answer, and on everything that is wrong with rewards, prompts and samplers."""
 
+import dataclasses
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,16 +11,19 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from grmlight.models import Signal
+from grmlight.policy.online.buffer import RolloutFiles, identity
+from grmlight.policy.online.collect import Collector
 from grmlight.policy.online.controllers import KlOptions
 from grmlight.policy.online.mixing import KL, WeightedSum
 from grmlight.policy.online.module import OnlineModule
 from grmlight.policy.online.options import Shaping, Update
+from grmlight.policy.online.ranks import AllRanks
 from grmlight.policy.rewards import RewardSource
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.regularizers import ScoreL2
 from grmlight.training.checkpoints import Checkpoints
 from grmlight.training.resume import newest_checkpoint
-from tests.policy.online.parts import Canned, OneToken, arm_logps, digits, fit, small_backbone
+from tests.policy.online.parts import Canned, OneToken, PromptBatch, arm_logps, digits, fit, small_backbone
 
 ARMS = 32
 WORTH = np.random.default_rng(0).normal(size=ARMS)
@@ -145,8 +150,8 @@ def test_a_constant_reward_is_named_and_moves_nothing(caplog):
         torch.testing.assert_close(tensor, weights(start)[name], rtol=0, atol=0)
 
 
-def checkpointed(module, folder, prompts=PROMPTS, **options):
-    callback = Checkpoints(folder / "checkpoints", every_n_train_steps=2, save_last=True)
+def checkpointed(module, folder, prompts=PROMPTS, every=2, **options):
+    callback = Checkpoints(folder / "checkpoints", every_n_train_steps=every, save_last=True)
     return fit(module, prompts, 6, callbacks=[callback], enable_checkpointing=True, **options)
 
 
@@ -192,6 +197,37 @@ def test_a_reward_that_fails_leaves_a_checkpoint_and_its_answers(failure, words,
         assert torch.equal(tensor, weights(whole)[name]), name
 
 
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Two epochs of four iterations, which nothing stopped."""
+    module = module_of([Fails(0, None)])
+    fit(module, PROMPTS, 6, epochs=EPOCHS)
+    return weights(module)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("limits", [{"every": 2}, {"every": 100}, {"every": 100, "max_steps": 16}], ids=str)
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 8])
+def test_wherever_an_iteration_fails_it_alone_is_done_again(at, limits, whole, tmp_path):
+    """At the first, a middle and the last batch of an epoch, with a checkpoint of the step before it or without."""
+    options = {"epochs": EPOCHS} | limits
+    with pytest.raises(ValueError, match="has a finite reward"):
+        checkpointed(module_of([Fails(at, math.nan)]), tmp_path, **options)
+    found = newest_checkpoint(tmp_path, training=True)
+    with pytest.raises(ValueError, match="has a finite reward"):
+        checkpointed(module_of([Fails(1, math.nan)]), tmp_path, ckpt_path=found, **options)
+    found = newest_checkpoint(tmp_path, training=True)
+    assert torch.load(found, weights_only=True)["global_step"] == 2 * (at - 1)
+    again = module_of([Fails(0, None)])
+    trainer = checkpointed(again, tmp_path, ckpt_path=found, **options)
+    assert (again.iterations, trainer.global_step) == (8, 16)
+    for name, tensor in weights(again).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_a_kl_that_explodes_is_counted_and_leaves_a_checkpoint(tmp_path):
     module = OnlineModule(
         small_backbone(ARMS, num_hidden_layers=1),
@@ -231,8 +267,92 @@ def test_a_sampler_that_gives_no_token_is_refused():
             groups = [type(g)(g.prompt, g.prompt_tokens, ()) for g in found.groups]
             return type(found)(tuple(groups), found.sampler, found.seconds)
 
-    with pytest.raises(ValueError, match="sampler 'canned' gave answers of no token"):
+    with pytest.raises(
+        ValueError, match="sampler 'canned' gave answers of no token: 6 of 0, the first to prompt 1, '0'"
+    ):
         fit(module_of([digits], Silent()), PROMPTS[:6], 6)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_an_answer_of_no_token_costs_its_own_prompt_alone(tmp_path):
+    """It is counted and named; with the sampler mended, the other prompts' answers are not drawn again."""
+    asked = []
+
+    class Counting(Canned):
+        def generate(self, prompts, options, seed, numbers=None):
+            asked.append(list(prompts))
+            return super().generate(prompts, options, seed, numbers)
+
+    class Once(Counting):
+        def generate(self, prompts, options, seed, numbers=None):
+            found = super().generate(prompts, options, seed, numbers)
+            third = found.groups[2]
+            nothing = dataclasses.replace(third.answers[0], tokens=third.answers[0].tokens[:0], text="")
+            bad = dataclasses.replace(third, answers=(nothing, *third.answers[1:]))
+            return dataclasses.replace(found, groups=(*found.groups[:2], bad, *found.groups[3:]))
+
+    with pytest.raises(ValueError, match="no token: 1 of 24, the first to prompt 3, '2'"):
+        checkpointed(module_of([digits], Once()), tmp_path, PROMPTS[:6])
+    again = module_of([digits], Counting())
+    checkpointed(again, tmp_path, PROMPTS[:6], ckpt_path=newest_checkpoint(tmp_path, training=True))
+    assert asked == [PROMPTS[:6], ["2"]]
+    whole = module_of([digits])
+    fit(whole, PROMPTS[:6], 6)
+    for name, tensor in weights(again).items():
+        assert torch.equal(tensor, weights(whole)[name]), name
+
+
+class Paid:
+    """A reward that counts what it was asked."""
+
+    name = "paid"
+
+    def __init__(self):
+        self.asked = 0
+
+    def score(self, groups):
+        self.asked += sum(len(group.responses) for group in groups)
+        return [[digits("", response) for response in group.responses] for group in groups]
+
+
+class Other(Paid):
+    """Another reward of the same name."""
+
+
+def collector(folder, rewards):
+    files = RolloutFiles(folder, {name: identity(scorer) for name, scorer in rewards.items()})
+    return Collector(Canned(), SamplingOptions(samples=3), rewards, AllRanks(), files, print)
+
+
+def test_what_was_paid_for_is_kept_when_a_later_reward_fails(tmp_path):
+    paid, batch = Paid(), PromptBatch(("x", "y"), (0, 1), (1, 1))
+    with pytest.raises(ValueError, match="reward 'fails' failed"):
+        collector(tmp_path, {"paid": paid, "fails": Fails(1, RuntimeError("gone"))}).collect(batch, 0, "key", 0)
+    kept, _ = collector(tmp_path, {"paid": paid, "fails": Fails(0, None)}).collect(batch, 0, "key", 0)
+    assert paid.asked == 6
+    assert kept.rewards.keys() == {"paid", "fails"}
+    other = Other()
+    collector(tmp_path, {"paid": other}).collect(batch, 0, "key", 0)
+    assert other.asked == 6
+
+
+def test_a_folder_with_other_weights_is_another_reward(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("first")
+    before = identity(RewardSource(str(tmp_path), "proxy"))
+    assert identity(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_text("the second one")
+    assert identity(str(tmp_path)) != before
+    assert identity(digits) == "tests.policy.online.parts.digits" == identity("tests.policy.online.parts.digits")
+
+
+def test_sampling_from_another_distribution_is_told_of_once(caplog):
+    options = SamplingOptions(samples=4, temperature=0.7, top_k=20)
+    with caplog.at_level(logging.INFO):
+        fit(module_of([digits], sampling=options), PROMPTS[:12], 6)
+    assert [caplog.text.count(f"sampling.{name} is") for name in ("temperature", "top_k", "top_p")] == [1, 1, 0]
+    assert caplog.text.count("answers are sampled by canned") == 1
+    assert len(re.findall(r"sampler canned: 0\.0 of [\d.]+ s in iterations were sampling, \d+%", caplog.text)) == 1
 
 
 def test_answers_that_were_cut_off_pay_for_it():

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from grmlight.models import PolicyModel, Signal
+from grmlight.data.encode import TokenGroup
+from grmlight.data.encode import pack as pack_groups
+from grmlight.models import Outputs, PolicyModel, Signal
 from grmlight.policy.online.advantages import whiten
 from grmlight.policy.online.controllers import KlOptions
 from grmlight.policy.online.experience import SCORE, Experience, streams, token_rewards
 from grmlight.policy.online.minibatches import Chosen, Packer, minibatches, token_weights
-from grmlight.policy.online.objective import targets, terms
+from grmlight.policy.online.objective import Targets, targets, terms
 from grmlight.policy.online.options import Update
 from grmlight.policy.sampler import SamplingOptions
 from tests.policy.online.parts import Canned, small_backbone
@@ -110,7 +112,9 @@ def one_by_one(model, found, prompts, update, kl):
             if kl.where == "loss":
                 log_ratio = new[spot] - found.reference_logps_L[where]
                 k3 = (-log_ratio).exp() - 1 + log_ratio
-                loss = loss + COEFFICIENT * weight * (k3 if kl.estimator == "k3" else log_ratio**2 / 2)
+                # An answer that learns as a whole is held as a whole.
+                held = weight * len(new) if update.ratio == "answer" else weight
+                loss = loss + COEFFICIENT * held * (k3 if kl.estimator == "k3" else log_ratio**2 / 2)
     loss.backward()
     gradients = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
     model.float()
@@ -122,6 +126,8 @@ CASES = [
     (Update(ratio="answer", average="answers"), KlOptions()),
     (Update(average="answers"), KlOptions(where="loss")),
     (Update(average="answers"), KlOptions(where="loss", estimator="k2")),
+    (Update(ratio="answer", average="answers"), KlOptions(where="loss", estimator="k2")),
+    (Update(ratio="answer", average="tokens"), KlOptions(where="loss")),
 ]
 
 
@@ -139,6 +145,29 @@ def test_packs_equal_answers_one_at_a_time(update, kl, cut):
     for name, gradient in expected.items():
         scale = float(gradient.abs().max())
         assert float((gradients[name].double() - gradient).abs().max()) <= 1e-5 * max(scale, 1e-3), name
+
+
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_the_coefficient_means_the_same_whatever_the_length_of_an_answer(advantage):
+    """The share of the KL in a token's gradient, beside that of the advantage, for answers of 1 and of 20 tokens."""
+    shares = []
+    update, kl = Update().of(advantage, whitens=False), KlOptions(where="loss", estimator="k2")
+    for tokens in (1, 20):
+        batch = pack_groups([TokenGroup((np.arange(3, 5 + tokens),), (2,))])
+        weight_L = token_weights(torch.tensor([tokens]), torch.tensor([True]), update.average)
+        ones_L = torch.ones(tokens, dtype=torch.float64)
+        logps_L = (-ones_L).requires_grad_()
+        found = terms(
+            Outputs(None, logps_L=logps_L),
+            batch,
+            Targets(weight_L, weight_L, ones_L, -ones_L, -1.5 * ones_L),
+            update,
+            kl,
+            COEFFICIENT,
+        )
+        gradients = [torch.autograd.grad(found[name], logps_L, retain_graph=True)[0] for name in ("policy", "kl")]
+        shares.append((gradients[1] / gradients[0]).tolist())
+    assert shares[1] == pytest.approx([shares[0][0]] * 20)
 
 
 @pytest.mark.parametrize("critic", ["shared", "apart"])

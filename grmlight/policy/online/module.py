@@ -66,6 +66,7 @@ from grmlight.policy.online.objective import Targets, targets, terms
 from grmlight.policy.online.options import Shaping, Update
 from grmlight.policy.online.ranks import AllRanks
 from grmlight.policy.online.scoring import constant, unscored, wordless
+from grmlight.policy.online.sharing import Guest
 from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewards
 from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
@@ -158,6 +159,7 @@ class OnlineModule(GroupModule):
         self._check_options()
         self.rewards: dict[str, GroupScorer] = {}
         self.watched: dict[str, GroupScorer] = {}
+        self._guests: dict[RewardSource, Guest] = {}
         self.controller = KlController(self.kl)
         self.sampler: Sampler | None = None
         self.experience: Experience | None = None
@@ -201,15 +203,21 @@ class OnlineModule(GroupModule):
         """
         check_trainer(self.trainer)
         check_masters(self.backbone)
+        if not self._guests:
+            sources = [each for each in (*self._sources, *self._watch_sources) if isinstance(each, RewardSource)]
+            self._guests = {each: Guest(each.spec, self.backbone) for each in sources if each.share}
         if self.model is None:
             sets = 2 if self.advantage == "gae" and self.critic == "apart" else 1
-            rank_zero_info(training_memory(self.backbone, adapters=sets).describe(self.trainer.world_size))
+            guests = [guest.lora for guest in self._guests.values()]
+            memory = training_memory(self.backbone, adapters=sets, guests=guests)
+            rank_zero_info(memory.describe(self.trainer.world_size))
         if self._regularizers:
             raise ValueError(
                 f"{self._regularizers[0].name}: regularizers are for pairs; OnlineModule has kl and mixing instead"
             )
         if not self.rewards:
-            self.rewards, self.watched = open_rewards(self._sources), open_rewards(self._watch_sources)
+            self.rewards = open_rewards(self._sources, self._guests.__getitem__)
+            self.watched = open_rewards(self._watch_sources, self._guests.__getitem__)
         if taken := {KL, SCORE} & self.rewards.keys():
             raise ValueError(f"a reward may not be named {taken.pop()!r}; give it another `name`")
         if self.mixing is not None:
@@ -241,6 +249,13 @@ class OnlineModule(GroupModule):
         steps = int(batches) if math.isfinite(batches) else 1
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule_factor(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Load the rewards that share the policy's backbone onto it: it is where it stays, and sharded."""
+        super().on_fit_start()
+        assert isinstance(self.model, PolicyModel)
+        for guest in self._guests.values():
+            guest.attach(self.model)
 
     def on_train_start(self) -> None:
         """Go on where the checkpoint left off; make the sampler, if none was given."""

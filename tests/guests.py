@@ -1,4 +1,4 @@
-"""Tiny base models on disk, and reward models that are adapters of them, as `grmlight export --format adapter` writes."""
+"""Tiny base models on disk, and reward models that are adapters of them, as `grmlight export` writes them."""
 
 from __future__ import annotations
 

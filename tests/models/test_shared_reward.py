@@ -1,4 +1,4 @@
-"""A reward's adapters on a policy's backbone: its scores are those on a backbone of its own, and the policy feels none."""
+"""A reward's adapters on a policy's backbone: its scores are those on one of its own, and the policy feels nothing."""
 
 import copy
 import dataclasses

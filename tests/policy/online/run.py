@@ -11,11 +11,13 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 
+from grmlight.models import BackboneConfig, LoraOptions
 from grmlight.policy.online.buffer import RolloutFiles
 from grmlight.policy.online.controllers import KlOptions
 from grmlight.policy.online.mixing import WeightedSum
 from grmlight.policy.online.module import OnlineModule
 from grmlight.policy.online.options import Update
+from grmlight.policy.rewards import RewardSource
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
 from tests.policy.online.parts import Canned, OneToken, PromptData, digits, small_backbone
@@ -60,6 +62,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--mixing", action="store_true")
+    parser.add_argument("--guest", default=None, help="a base's folder and an adapter's, which shares the backbone")
     parser.add_argument("--own_answers", action="store_true", help="one token each, drawn from the policy")
     parser.add_argument("--tokens_per_pack", type=int, default=60)
     parser.add_argument("--kill_at", type=int, default=-1)
@@ -70,9 +73,14 @@ def main(arguments: list[str]) -> None:
     if given.kill_in:
         moment, count = given.kill_in.split(":")
         kill_inside(moment, int(count))
+    backbone, rewards = small_backbone(lora=given.lora), [digits, length]
+    if given.guest:
+        base, adapter = given.guest.split(":")
+        backbone = BackboneConfig(name=base, lora=LoraOptions(r=4, alpha=8, dropout=0.0))
+        rewards = [RewardSource(adapter, "guest", share=True), length]
     module = OnlineModule(
-        small_backbone(lora=given.lora),
-        [digits, length],
+        backbone,
+        rewards,
         advantage=given.advantage,
         sampling=SamplingOptions(samples=4),
         kl=KlOptions(coefficient=0.1, target=0.5),

@@ -108,7 +108,7 @@ def test_several_make_one_score(llama, adapter, tmp_path):
 
 def test_text_is_read_as_the_reward_was_trained_to(llama, tmp_path):
     """By its own chat template and preparation: here, answers that are too long are refused."""
-    folder = guest(tmp_path / "reward", llama, read=PrepareOptions(max_length=40))
+    folder = guest(tmp_path / "reward", llama, read=PrepareOptions(max_length=28))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " said<|end|>")
     tokenizer.save_pretrained(folder)

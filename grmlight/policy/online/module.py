@@ -60,6 +60,7 @@ from grmlight.policy.online.collect import Collector, Prompts
 from grmlight.policy.online.controllers import KlController, KlOptions
 from grmlight.policy.online.experience import SCORE, Experience, Streams, separate_rewards, streams, token_rewards
 from grmlight.policy.online.figures import Averages, rollout_figures
+from grmlight.policy.online.held_out import HeldOut, held_out_values
 from grmlight.policy.online.minibatches import Chosen, Pack, Packer, minibatches
 from grmlight.policy.online.mixing import KL, Minibatch, Mixer
 from grmlight.policy.online.objective import Targets, targets, terms
@@ -166,6 +167,7 @@ class OnlineModule(GroupModule):
         self.iterations = 0
         self._saved_before = 0
         self._averages = Averages()
+        self._held_out: dict[int, HeldOut] = {}
         self._fatal: ValueError | None = None
         self._told: set[str] = set()
         self._description: dict[str, Any] | None = None
@@ -322,18 +324,52 @@ class OnlineModule(GroupModule):
 
     def _collect(self, batch: Prompts) -> tuple[Experience, dict[str, Tensor], float]:
         """What this iteration learns from; the watched rewards; the seconds that sampling took."""
-        assert self.sampler is not None
-        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
-        collector = Collector(self.sampler, self.sampling, wanted, self._ranks_now, self._files(), self._say)
+        collector = self._collector(self.sampling, self._files())
         seed = mixed_seed(self.seed, self.iterations, 1)
         kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
-        own = {name: kept.rewards[name] for name in self.rewards}
-        watched = {name: kept.rewards[_WATCH + name] for name in self.watched}
+        own, watched = self._split(kept.rewards)
         self._tell(own, kept.rollouts.groups)
         logps_L, reference_L, *values = self._forward_all(kept.rollouts.groups)
         named = dict(zip(self.stream_names, values, strict=True)) if values else {}
         scores_N = self._scores(own, kept.rollouts.groups)
         return Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, named), watched, seconds
+
+    def _collector(self, sampling: SamplingOptions, files: RolloutFiles | None) -> Collector:
+        assert self.sampler is not None
+        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
+        return Collector(self.sampler, sampling, wanted, self._ranks_now, files, self._say)
+
+    def _split(self, rewards: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Those that are learned from, and those that are watched."""
+        own = {name: rewards[name] for name in self.rewards}
+        return own, {name: rewards[_WATCH + name] for name in self.watched}
+
+    def validation_step(  # pyright: ignore[reportIncompatibleMethodOverride] - its batches are prompts
+        self, batch: Prompts, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One answer to each held-out prompt, drawn alike at every validation.
+
+        Errors: ValueError as in an iteration, but for rewards that are not finite: they are counted.
+        """
+        self.sampler = self.sampler or self._make_sampler()
+        collector = self._collector(dataclasses.replace(self.sampling, samples=1), None)
+        # What a sharded model gathers within inference mode could not be trained with afterwards.
+        with self._memory_errors(), torch.inference_mode(False), torch.no_grad():
+            kept, _ = collector.collect(batch, self.iterations, "", mixed_seed(self.seed, batch_idx, 0))
+            own, watched = self._split(kept.rewards)
+            logps_L, reference_L, *_ = self._forward_all(kept.rollouts.groups)
+        scores_N = combine(own, self.aggregator, self.variance_weight)
+        experience = Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, {})
+        values = held_out_values(experience, watched, self.mixing is None)
+        self._held_out.setdefault(dataloader_idx, HeldOut()).add(values)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over each set of held-out prompts."""
+        sets = [name for name in getattr(getattr(self.trainer, "datamodule", None), "sets", ()) if name != "train"]
+        for number, held_out in self._held_out.items():
+            prefix = "val/" if len(sets) < 2 else f"val/{sets[number]}/"
+            means = {prefix + name: mean for name, mean in held_out.take().items()}
+            self.log_dict(means, batch_size=1, rank_zero_only=False)
 
     def _scores(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> Float[Tensor, " N"]:
         """The answers' scores, shaped; NaN where a reward is not finite."""

@@ -102,6 +102,7 @@ def main(arguments: list[str]) -> None:
         strategy=strategy(given.devices, given.fsdp),
         max_epochs=1,
         log_every_n_steps=4,
+        limit_val_batches=0,
         logger=StepLogger(given.out),
         callbacks=[
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),

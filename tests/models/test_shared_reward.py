@@ -62,6 +62,18 @@ def test_scores_are_those_of_the_model_alone(head, checkpointing, llama, tmp_pat
     assert policy.training
 
 
+def test_a_token_that_its_own_engine_skips(llama, tmp_path):
+    """A classifier's adapter with its padding equal to its end of text is read before that."""
+    folder = guest(tmp_path / "reward", llama, "linear")
+    before = scores(shared(folder, policy_on(llama)))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = "<|end|>"
+    tokenizer.save_pretrained(folder)
+    found = scores(shared(folder, policy_on(llama)))
+    torch.testing.assert_close(found, scores(open_scorer(folder)), atol=1e-5, rtol=1e-5)
+    assert (found - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "bloom"])
 def test_other_architectures(architecture, byte_tokenizer, tmp_path):
     """Of which GPT-2's layers are laid out the other way around, and BLOOM is padded."""

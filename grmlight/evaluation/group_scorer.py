@@ -102,7 +102,7 @@ class ModelScorer:
         Errors: ValueError for a long group where the options say so, and for messages without a chat template.
         """
         rewards = [[math.nan] * len(group.responses) for group in groups]
-        encoded = list(self._encoder.encode(groups))
+        encoded = self._encode(groups)
         tasks = self._tasks(groups, encoded)
         self.refused = {number: each for number, each in enumerate(encoded) if isinstance(each, str)}
         kept = {number: each for number, each in enumerate(encoded) if isinstance(each, TokenGroup)}
@@ -118,6 +118,21 @@ class ModelScorer:
                 last = first + len(group.responses)
                 rewards[number][first:last] = itertools.islice(found, len(group.responses))
         return rewards
+
+    def _encode(self, groups: Sequence[TextGroup]) -> list[TokenGroup | str]:
+        """The groups' tokens. Where ranks share the model, an error of one is everybody's: none waits for another."""
+        if not self._scorer.sharded:
+            return list(self._encoder.encode(groups))
+        encoded: list[TokenGroup | str] = []
+        faults = [""] * torch.distributed.get_world_size()
+        try:
+            encoded, fault = list(self._encoder.encode(groups)), ""
+        except ValueError as error:
+            fault = str(error)
+        torch.distributed.all_gather_object(faults, fault)
+        if found := [each for each in faults if each]:
+            raise ValueError(found[0])
+        return encoded
 
     def _tasks(self, groups: Sequence[TextGroup], encoded: list[TokenGroup | str]) -> dict[int, int]:
         """Of experts, the number of each group's task; where it is given, a group of none of them is refused."""

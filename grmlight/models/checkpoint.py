@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from grmlight.models.causal_model import CausalModel
     from grmlight.models.ensemble import AnyRewardModel
     from grmlight.models.reward_model import RewardModel
+    from grmlight.models.shared_reward import SharedReward
 
     Model = TypeVar("Model", bound=RewardModel)
 
@@ -201,7 +202,7 @@ def publish_model(part: Path, target: Path) -> None:
         (part / name).replace(target / name)
 
 
-def load_head(model: RewardModel, tensors: dict[str, Tensor], folder: Path) -> None:
+def load_head(model: RewardModel | SharedReward, tensors: dict[str, Tensor], folder: Path) -> None:
     """Put tensors, by their names in `RewardHead`, into a model's head. A ValueError names those that do not fit."""
     expected = model.head.state_dict()
     misshapen = {name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape}

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from grmlight.models.backbone import BackboneConfig, read_config
 from grmlight.models.ensemble_config import EnsembleConfig
+from grmlight.models.lora import LoraOptions
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -48,7 +49,10 @@ class TrainingMemory:
 
 
 def training_memory(
-    options: BackboneConfig, ensemble: EnsembleConfig | None = None, adapters: int = 1
+    options: BackboneConfig,
+    ensemble: EnsembleConfig | None = None,
+    adapters: int = 1,
+    guests: Sequence[LoraOptions] = (),
 ) -> TrainingMemory:
     """Count on the meta device, where parameters have a shape and no storage.
 
@@ -56,6 +60,7 @@ def training_memory(
         options: the backbone.
         ensemble: its members, if it is one.
         adapters: how many sets of LoRA's adapters it has, if any.
+        guests: adapters of reward models that share it, and do not learn.
 
     Errors: ValueError as `read_config`.
     """
@@ -69,15 +74,20 @@ def training_memory(
         return TrainingMemory(parameters, 0, parameters * width)
     if options.lora is None:
         return TrainingMemory(parameters, parameters, parameters * 4 * width)
-    targets = tuple(f".{target}" for target in options.lora.targets)
-    adapted = [
-        layer
+    sets = adapters * (ensemble.size if ensemble and ensemble.members == "adapters" else copies)
+    trainable = sets * _adapter_size(lm, options.lora)
+    still = sum(_adapter_size(lm, guest) for guest in guests)
+    return TrainingMemory(parameters, trainable, parameters * width + trainable * 16 + still * 4)
+
+
+def _adapter_size(lm: nn.Module, lora: LoraOptions) -> int:
+    """Parameters of one set of adapters."""
+    targets = tuple(f".{target}" for target in lora.targets)
+    return sum(
+        lora.r * sum(layer.weight.shape)
         for name, layer in lm.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and f".{name}".endswith(targets)
-    ]
-    sets = adapters * (ensemble.size if ensemble and ensemble.members == "adapters" else copies)
-    trainable = sets * sum(options.lora.r * sum(layer.weight.shape) for layer in adapted)
-    return TrainingMemory(parameters, trainable, parameters * width + trainable * 16)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,8 @@ def shard(model: AnyRewardModel | PolicyModel, mesh: DeviceMesh, dtype: torch.dt
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     if isinstance(model, PolicyModel):
-        register_fsdp_forward_method(model, "generate")
+        for method in ("generate", "base_states"):
+            register_fsdp_forward_method(model, method)
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:

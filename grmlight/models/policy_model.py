@@ -40,7 +40,8 @@ from grmlight.models.causal_model import CausalModel, Packing
 from grmlight.models.decoding import Decoded, Pick, decode
 from grmlight.models.heads import HeadConfig, InFloat32, RewardHead
 from grmlight.models.hidden import HiddenStates, packed_states
-from grmlight.models.lora import adapter_on, add_adapters, same_adapter, tuner_layers
+from grmlight.models.lora import adapter_on, adapters_off, add_adapters, same_adapter, tuner_layers
+from grmlight.models.modes import evaluating
 from grmlight.models.outputs import Outputs, Signal
 from grmlight.models.padded import padded_states
 
@@ -176,6 +177,18 @@ class PolicyModel(CausalModel):
         layers is gathered once for all tokens.
         """
         return decode(self.lm, prompts, owners, pick, ends, limit, together=isinstance(self, FSDPModule))
+
+    @torch.no_grad()
+    def base_states(self, batch: GroupBatch) -> Float[Tensor, "N H"]:
+        """Hidden states at the responses' last tokens, in eval mode and with every adapter off.
+
+        A sharded model's ranks all call, equally often: as `generate`, sharding makes it a forward of the whole model.
+
+        Errors: ValueError for a sequence that is too long, as in `RewardModel`.
+        """
+        self._check_length(batch)
+        with evaluating(self.lm), adapters_off(self.backbone):
+            return self._states(self.lm, batch).at_last()
 
     def folder_entries(self) -> dict[str, Any]:
         """What `grmlight.json` says of this model beside its preparation options."""

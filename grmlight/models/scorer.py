@@ -21,12 +21,12 @@ class Scorer:
         model: a `RewardModel`, or what wraps one and is called alike.
 
     Attributes:
-        sharded: whether the model is spread over ranks (FSDP2), which must then score equally often.
+        sharded: whether any of the model is spread over ranks (FSDP2), which must then score equally often.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.sharded = isinstance(model, FSDPModule)
+        self.sharded = any(isinstance(part, FSDPModule) for part in model.modules())
 
     def score(self, batch: GroupBatch) -> Float[Tensor, " N"]:
         """One reward a response, float32, on the CPU."""

@@ -87,38 +87,46 @@ class RewardSource:
     Attributes:
         spec: see `open_reward`.
         name: in logs and checkpoints; without one the reward's own.
+        share: it is a LoRA adapter of the model that an online policy with LoRA begins as, and needs no backbone of its
+            own: it is loaded onto the policy's.
     """
 
     spec: str
     name: str = ""
+    share: bool = False
 
 
 RewardLike = str | RewardSource | GroupScorer | Callable[[str, str], float]
 """A spec, a spec with a name, something that scores groups, or a function of prompt and response."""
 
 
-def open_rewards(sources: Sequence[Any]) -> dict[str, GroupScorer]:
+def open_rewards(
+    sources: Sequence[Any], share: Callable[[RewardSource], GroupScorer] | None = None
+) -> dict[str, GroupScorer]:
     """Several rewards by their names, in order.
 
     Args:
         sources: each a `RewardLike`.
+        share: opens those that share the policy's backbone; without it there is none to share.
 
-    Errors: ValueError for two of one name, and as `open_reward`.
+    Errors: ValueError for two of one name, for one that is to share what is not there, and as `open_reward`.
     """
     found: dict[str, GroupScorer] = {}
     for source in sources:
-        name, scorer = _named(source)
+        name, scorer = _named(source, share)
         if name in found:
             raise ValueError(f"two rewards are named {name!r}; give one of them another `name`")
         found[name] = scorer
     return found
 
 
-def _named(source: Any) -> tuple[str, GroupScorer]:
+def _named(source: Any, share: Callable[[RewardSource], GroupScorer] | None) -> tuple[str, GroupScorer]:
     if isinstance(source, str):
         source = RewardSource(source)
     if isinstance(source, RewardSource):
-        scorer = open_reward(source.spec)
+        if source.share and share is None:
+            raise ValueError(f"reward {source.spec!r}: there is no policy whose backbone it could share; drop share")
+        scorer = share(source) if source.share and share is not None else open_reward(source.spec)
         # Names are parts of metrics' names, in which a slash begins another group.
         return source.name or scorer.name.strip("/").replace("/", "_"), scorer
     if hasattr(source, "score"):

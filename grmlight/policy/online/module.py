@@ -61,12 +61,14 @@ from grmlight.policy.online.collect import Collector, Prompts
 from grmlight.policy.online.controllers import KlController, KlOptions
 from grmlight.policy.online.experience import SCORE, Experience, Streams, separate_rewards, streams, token_rewards
 from grmlight.policy.online.figures import Averages, rollout_figures
+from grmlight.policy.online.held_out import HeldOut, held_out_values
 from grmlight.policy.online.minibatches import Chosen, Pack, Packer, minibatches
 from grmlight.policy.online.mixing import KL, Minibatch, Mixer
 from grmlight.policy.online.objective import Targets, targets, terms
 from grmlight.policy.online.options import Shaping, Update
 from grmlight.policy.online.ranks import AllRanks
 from grmlight.policy.online.scoring import constant, unscored, wordless
+from grmlight.policy.online.sharing import Guest
 from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewards
 from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
@@ -159,12 +161,14 @@ class OnlineModule(GroupModule):
         self._check_options()
         self.rewards: dict[str, GroupScorer] = {}
         self.watched: dict[str, GroupScorer] = {}
+        self._guests: dict[RewardSource, Guest] = {}
         self.controller = KlController(self.kl)
         self.sampler: Sampler | None = None
         self.experience: Experience | None = None
         self.iterations = 0
         self._saved_before = 0
         self._averages = Averages()
+        self._held_out: dict[int, HeldOut] = {}
         self._fatal: ValueError | None = None
         self._loops: dict[str, Any] = {}
         self._spent = {"sampling": 0.0, "all": 0.0}
@@ -204,15 +208,21 @@ class OnlineModule(GroupModule):
         """
         check_trainer(self.trainer)
         check_masters(self.backbone)
+        if not self._guests:
+            sources = [each for each in (*self._sources, *self._watch_sources) if isinstance(each, RewardSource)]
+            self._guests = {each: Guest(each.spec, self.backbone) for each in sources if each.share}
         if self.model is None:
             sets = 2 if self.advantage == "gae" and self.critic == "apart" else 1
-            rank_zero_info(training_memory(self.backbone, adapters=sets).describe(self.trainer.world_size))
+            guests = [guest.lora for guest in self._guests.values()]
+            memory = training_memory(self.backbone, adapters=sets, guests=guests)
+            rank_zero_info(memory.describe(self.trainer.world_size))
         if self._regularizers:
             raise ValueError(
                 f"{self._regularizers[0].name}: regularizers are for pairs; OnlineModule has kl and mixing instead"
             )
         if not self.rewards:
-            self.rewards, self.watched = open_rewards(self._sources), open_rewards(self._watch_sources)
+            self.rewards = open_rewards(self._sources, self._guests.__getitem__)
+            self.watched = open_rewards(self._watch_sources, self._guests.__getitem__)
         if taken := {KL, SCORE} & self.rewards.keys():
             raise ValueError(f"a reward may not be named {taken.pop()!r}; give it another `name`")
         if self.mixing is not None:
@@ -244,6 +254,13 @@ class OnlineModule(GroupModule):
         steps = int(batches) if math.isfinite(batches) else 1
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule_factor(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Load the rewards that share the policy's backbone onto it: it is where it stays, and sharded."""
+        super().on_fit_start()
+        assert isinstance(self.model, PolicyModel)
+        for guest in self._guests.values():
+            guest.attach(self.model)
 
     def on_train_start(self) -> None:
         """Go on where the checkpoint left off; make the sampler, if none was given."""
@@ -341,18 +358,52 @@ class OnlineModule(GroupModule):
 
     def _collect(self, batch: Prompts) -> tuple[Experience, dict[str, Tensor], float]:
         """What this iteration learns from; the watched rewards; the seconds that sampling took."""
-        assert self.sampler is not None
-        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
-        collector = Collector(self.sampler, self.sampling, wanted, self._ranks_now, self._files(), self._say)
+        collector = self._collector(self.sampling, self._files())
         seed = mixed_seed(self.seed, self.iterations, 1)
         kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
-        own = {name: kept.rewards[name] for name in self.rewards}
-        watched = {name: kept.rewards[_WATCH + name] for name in self.watched}
+        own, watched = self._split(kept.rewards)
         self._tell(own, kept.rollouts.groups)
         logps_L, reference_L, *values = self._forward_all(kept.rollouts.groups)
         named = dict(zip(self.stream_names, values, strict=True)) if values else {}
         scores_N = self._scores(own, kept.rollouts.groups)
         return Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, named), watched, seconds
+
+    def _collector(self, sampling: SamplingOptions, files: RolloutFiles | None) -> Collector:
+        assert self.sampler is not None
+        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
+        return Collector(self.sampler, sampling, wanted, self._ranks_now, files, self._say)
+
+    def _split(self, rewards: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Those that are learned from, and those that are watched."""
+        own = {name: rewards[name] for name in self.rewards}
+        return own, {name: rewards[_WATCH + name] for name in self.watched}
+
+    def validation_step(  # pyright: ignore[reportIncompatibleMethodOverride] - its batches are prompts
+        self, batch: Prompts, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One answer to each held-out prompt, drawn alike at every validation.
+
+        Errors: ValueError as in an iteration, but for rewards that are not finite: they are counted.
+        """
+        self.sampler = self.sampler or self._make_sampler()
+        collector = self._collector(dataclasses.replace(self.sampling, samples=1), None)
+        # What a sharded model gathers within inference mode could not be trained with afterwards.
+        with self._memory_errors(), torch.inference_mode(False), torch.no_grad():
+            kept, _ = collector.collect(batch, self.iterations, "", mixed_seed(self.seed, batch_idx, 0))
+            own, watched = self._split(kept.rewards)
+            logps_L, reference_L, *_ = self._forward_all(kept.rollouts.groups)
+        scores_N = combine(own, self.aggregator, self.variance_weight)
+        experience = Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, {})
+        values = held_out_values(experience, watched, self.mixing is None)
+        self._held_out.setdefault(dataloader_idx, HeldOut()).add(values)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over each set of held-out prompts."""
+        sets = [name for name in getattr(getattr(self.trainer, "datamodule", None), "sets", ()) if name != "train"]
+        for number, held_out in self._held_out.items():
+            prefix = "val/" if len(sets) < 2 else f"val/{sets[number]}/"
+            means = {prefix + name: mean for name, mean in held_out.take().items()}
+            self.log_dict(means, batch_size=1, rank_zero_only=False)
 
     def _scores(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> Float[Tensor, " N"]:
         """The answers' scores, shaped; NaN where a reward is not finite."""

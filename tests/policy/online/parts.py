@@ -62,6 +62,9 @@ class PromptData(L.LightningDataModule):
     def train_dataloader(self):
         return PromptLoader(self.prompts, self.per_step, self.trainer.global_rank, self.trainer.world_size)
 
+    def val_dataloader(self):
+        return []
+
 
 class OneToken:
     """Draws answers of one token, exactly from the policy; its text is the token's number."""
@@ -147,6 +150,7 @@ def fit(module: OnlineModule, prompts, per_step, epochs=1, ckpt_path=None, **tra
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
+        "limit_val_batches": 0,
     }
     run = L.Trainer(**{**options, **trainer})
     run.fit(module, PromptData(prompts, per_step), ckpt_path=ckpt_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,11 +12,14 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 
+from grmlight.models import BackboneConfig, LoraOptions
 from grmlight.policy.online.buffer import RolloutFiles
 from grmlight.policy.online.controllers import KlOptions
 from grmlight.policy.online.mixing import WeightedSum
 from grmlight.policy.online.module import OnlineModule
 from grmlight.policy.online.options import Update
+from grmlight.policy.prompts import PromptLoader as ListLoader
+from grmlight.policy.rewards import RewardSource
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
 from tests.policy.online.parts import Canned, OneToken, PromptData, digits, small_backbone
@@ -39,6 +43,12 @@ class Counting(Canned):
         return super().generate(prompts, options, seed, numbers)
 
 
+class HeldOutData(PromptData):
+    def val_dataloader(self):
+        prompts = [str(number) for number in range(100, 111)]
+        return ListLoader(prompts, [1] * 11, 4, None, self.trainer.global_rank, self.trainer.world_size)
+
+
 def kill_inside(moment: str, count: int) -> None:
     """Let the process end itself: when an iteration's answers ("sampled") or rewards ("rewarded") were written."""
     true, times = RolloutFiles.write, itertools.count(1)
@@ -59,7 +69,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--critic", default="shared")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--held_out", action="store_true")
     parser.add_argument("--mixing", action="store_true")
+    parser.add_argument("--guest", default=None, help="a base's folder and an adapter's, which shares the backbone")
     parser.add_argument("--own_answers", action="store_true", help="one token each, drawn from the policy")
     parser.add_argument("--tokens_per_pack", type=int, default=60)
     parser.add_argument("--kill_at", type=int, default=-1)
@@ -70,9 +82,14 @@ def main(arguments: list[str]) -> None:
     if given.kill_in:
         moment, count = given.kill_in.split(":")
         kill_inside(moment, int(count))
+    backbone, rewards = small_backbone(lora=given.lora), [digits, length]
+    if given.guest:
+        base, adapter = given.guest.split(":")
+        backbone = BackboneConfig(name=base, lora=LoraOptions(r=4, alpha=8, dropout=0.0))
+        rewards = [RewardSource(adapter, "guest", share=True), length]
     module = OnlineModule(
-        small_backbone(lora=given.lora),
-        [digits, length],
+        backbone,
+        rewards,
         advantage=given.advantage,
         sampling=SamplingOptions(samples=4),
         kl=KlOptions(coefficient=0.1, target=0.5),
@@ -94,6 +111,8 @@ def main(arguments: list[str]) -> None:
         strategy=strategy(given.devices, given.fsdp),
         max_epochs=1,
         log_every_n_steps=4,
+        limit_val_batches=1.0 if given.held_out else 0,
+        num_sanity_val_steps=0,
         logger=StepLogger(given.out),
         callbacks=[
             Checkpoints(given.out / "checkpoints", every_n_train_steps=given.save_every, save_last=True),
@@ -102,4 +121,6 @@ def main(arguments: list[str]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, PromptData(prompts, 6), ckpt_path=given.resume)
+    trainer.fit(module, (HeldOutData if given.held_out else PromptData)(prompts, 6), ckpt_path=given.resume)
+    held_out = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    (given.out / f"held_out-{trainer.global_rank}.json").write_text(json.dumps(held_out))

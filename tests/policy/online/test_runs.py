@@ -1,5 +1,7 @@
 """Online runs in real processes: the same losses on any number of ranks, and a SIGKILL loses no answer."""
 
+import json
+
 import pytest
 
 from grmlight.training.resume import newest_checkpoint
@@ -59,6 +61,19 @@ def test_two_ranks_have_the_losses_of_one(arguments, strategy, alone, tmp_path):
         # What the optimizer makes of rounding adds up from step to step.
         assert without(found, *RANKED)[step] == pytest.approx(row, rel=1e-5 * step, abs=1e-6 * step), step
     assert largest_difference(alone(*arguments), tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize("strategy", [[], pytest.param(["--fsdp"], marks=SLOW)])
+def test_two_ranks_have_the_held_out_figures_of_one(strategy, alone, tmp_path):
+    """Three batches of 4, 4 and 3 prompts; and looking at them leaves the training what it was."""
+    train(tmp_path, "--held_out", *strategy, ranks=2)
+    expected = json.loads((alone("--held_out") / "held_out-0.json").read_text())
+    assert expected["val/kl"] != 0
+    assert {"val/score", "val/reward_digits", "val/reward_length"} <= expected.keys()
+    for rank in range(2):
+        found = json.loads((tmp_path / f"held_out-{rank}.json").read_text())
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert largest_difference(alone("--held_out"), alone()) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ Shape suffixes: L response tokens, N responses.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -32,7 +33,7 @@ from grmlight.evaluation.run_report import run_directory
 from grmlight.models import Signal, evaluating
 from grmlight.models.parallel import reshard
 from grmlight.policy.huggingface import HuggingFaceSampler
-from grmlight.policy.rewards import open_reward
+from grmlight.policy.rewards import checked_scores, open_reward
 from grmlight.policy.rollouts import PromptText, Rollout
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
@@ -55,6 +56,8 @@ def k3(logps_L: Float[Tensor, " L"], reference_logps_L: Float[Tensor, " L"]) -> 
     log_ratio_L = logps_L - reference_logps_L
     return torch.expm1(-log_ratio_L) + log_ratio_L
 
+
+logger = logging.getLogger("grmlight")
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 """By name."""
@@ -181,6 +184,7 @@ class SampledKL(Callback):
         self.points: list[CurvePoint] = []
         self.watchers: list[Watcher] = []
         self._scorers: dict[str, GroupScorer] = {}
+        self._told: set[str] = set()
         self._texts: list[PromptText] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -265,7 +269,11 @@ class SampledKL(Callback):
         longest = max(len(group.prompt_tokens) for group in groups) + self.options.samples * self.options.max_new_tokens
         forwards = from_all_ranks([-(-share // max(1, TOKENS_PER_FORWARD // longest))])
         kl = sampled_kl(model, groups, max(forwards))
-        rewards = {name: scorer.score([each.text_group() for each in groups]) for name, scorer in self._scorers.items()}
+        given = [each.text_group() for each in groups]
+        rewards = {name: checked_scores(scorer, given) for name, scorer in self._scorers.items()}
+        for name, scores in rewards.items():
+            unscored = [number for number, row in zip(numbers, scores, strict=True) if np.isnan(row).any()]
+            self._tell_unscored(name, unscored)
         found = []
         for place, (number, group) in enumerate(zip(numbers, groups, strict=True)):
             own = slice(place * self.options.samples, (place + 1) * self.options.samples)
@@ -274,6 +282,16 @@ class SampledKL(Callback):
             found.append(Measured(number, group, own_kl, own_rewards))
         once = {each.number: each for each in from_all_ranks(found)}
         return [once[number] for number in sorted(once)]
+
+    def _tell_unscored(self, name: str, numbers: Sequence[int]) -> None:
+        """Say once for each reward which prompt leaves the curve without a value of it."""
+        if numbers and name not in self._told:
+            self._told.add(name)
+            logger.warning(
+                "SampledKL: reward %s cannot score answers to %d prompts, the first is %r: its mean is no number; "
+                "leave such prompts out",
+                *(name, len(numbers), str(self._texts[numbers[0]])[:60]),
+            )
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, np.ndarray]) -> None:
         """Log the means over prompts, and add the point."""

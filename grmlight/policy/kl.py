@@ -184,7 +184,7 @@ class SampledKL(Callback):
         self.points: list[CurvePoint] = []
         self.watchers: list[Watcher] = []
         self._scorers: dict[str, GroupScorer] = {}
-        self._told: set[str] = set()
+        self._told: list[str] = []
         self._texts: list[PromptText] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -286,7 +286,7 @@ class SampledKL(Callback):
     def _tell_unscored(self, name: str, numbers: Sequence[int]) -> None:
         """Say once for each reward which prompt leaves the curve without a value of it."""
         if numbers and name not in self._told:
-            self._told.add(name)
+            self._told.append(name)
             logger.warning(
                 "SampledKL: reward %s cannot score answers to %d prompts, the first is %r: its mean is no number; "
                 "leave such prompts out",

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -133,7 +134,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; a mistake in configuration or data ends it with one line and status 1."""
+    """Run one command; a mistake in configuration or data ends it with one line and status 1, Ctrl-C with 130."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -148,6 +149,11 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("GRMLIGHT_TRACEBACK"):
             raise
         sys.exit(f"grmlight {command}: {one_line(error)} (GRMLIGHT_TRACEBACK=1 shows where)")
+    except KeyboardInterrupt:
+        if os.environ.get("GRMLIGHT_TRACEBACK"):
+            raise
+        print(f"\ngrmlight {command}: stopped by the keyboard; what was written stays", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     _leave_process_group()
 
 

@@ -191,3 +191,31 @@ def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tok
     assert message in str(end.value)
     assert "\n" not in str(end.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_keyboard_ends_a_command_with_one_line(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal, time\n\ndef reward(prompt, response):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)])
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "grmlight",
+            "relabel",
+            "pairs.jsonl",
+            "--reward",
+            "interrupted.reward",
+            "--out",
+            "o.jsonl",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 130
+    assert ran.stderr.strip() == "grmlight relabel: stopped by the keyboard; what was written stays"

@@ -1,17 +1,24 @@
-"""Files that appear whole or not at all, and where the cache is.
+"""Files that appear whole or not at all, folders that one process at a time writes to, and where the cache is.
 
 What is being written has a temporary name that tells which process writes it; the next writer sweeps those of the dead.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _TEMPORARY = ".grmlight-tmp-"
+
+LOCK = ".grmlight-lock"
+"""The file in a folder that says who writes to it."""
 
 
 def cache_directory() -> Path:
@@ -51,6 +58,27 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask likewise out of a folder, which is made; a process that dies lets go of it.
+
+    Errors: ValueError says who is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"{folder}: {holder} is writing to it; wait for that, or name another folder") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        # Removing the file would let a third process lock a new one while a second one waits for this.
+        yield
 
 
 def _alive(pid: str) -> bool:

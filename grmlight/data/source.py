@@ -15,12 +15,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from grmlight.data.files import temporary_sibling
+
+Entry = TypeVar("Entry", str, bool)
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[^:@]+))?(:(?P<split>.+))?$")
 
@@ -57,23 +59,28 @@ def as_json_lines(source: str, scratch: Path) -> Iterator[str]:
         converted.unlink(missing_ok=True)
 
 
-def read_column(source: str, name: str) -> dict[int, str]:
+def read_column(source: str, name: str, kind: type[Entry] = str) -> dict[int, Entry]:
     """A column of a source that stores do not keep: its texts by row number, counted as everywhere from 1.
+
+    Args:
+        source: see above.
+        name: of the column.
+        kind: of the values; those of any other type, and empty texts, are left out.
 
     Errors: ValueError in one line for what cannot be found or read.
     """
     path = Path(source)
     if not path.is_file() or path.suffix == ".parquet":
         rows = itertools.chain.from_iterable(_batches(source))
-        return {number: row[name] for number, row in enumerate(rows, 1) if _is_text(row.get(name))}
+        return {number: row[name] for number, row in enumerate(rows, 1) if _is(row.get(name), kind)}
     key, found = json.dumps(name), {}
     opener = gzip.open if is_gzip(path) else open
     # A broken line has been refused already; those behind it keep their numbers.
     with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             # Reading JSON takes long, and most files have no such column.
-            if key in line and _is_text(text := _entry(line, name)):
-                found[number] = text
+            if key in line and _is(value := _entry(line, name), kind):
+                found[number] = value
     return found
 
 
@@ -89,8 +96,8 @@ def _entry(line: str, name: str) -> Any:
     return None
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+def _is(value: Any, kind: type[Any]) -> bool:
+    return isinstance(value, kind) and value != ""
 
 
 def _files(path: Path) -> list[Path]:

@@ -58,13 +58,13 @@ def world_files(seed: int = SHIPPED_SEED, cache: Path | None = None) -> WorldFil
     """
     if seed == SHIPPED_SEED:
         return WorldFiles.open(ASSETS)
-    directory = (cache or cache_directory() / "worlds") / _key(seed)
+    directory = (cache or cache_directory() / "worlds") / world_key(seed)
     if not directory.exists():
         _build_once(seed, directory)
     return WorldFiles.open(directory)
 
 
-def _key(seed: int) -> str:
+def world_key(seed: int) -> str:
     """A name that changes with the seed and with the code that makes a world."""
     digest = hashlib.sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in MAKERS))
     return f"{seed}-{digest.hexdigest()[:12]}"

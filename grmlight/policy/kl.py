@@ -34,7 +34,7 @@ from grmlight.models import Signal, evaluating
 from grmlight.models.parallel import reshard
 from grmlight.policy.huggingface import HuggingFaceSampler
 from grmlight.policy.online.ranks import AllRanks
-from grmlight.policy.rewards import open_reward
+from grmlight.policy.rewards import checked_scores, open_reward
 from grmlight.policy.rollouts import PromptText, Rollout
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
@@ -59,6 +59,8 @@ def k3(logps_L: Float[Tensor, " L"], reference_logps_L: Float[Tensor, " L"]) -> 
     log_ratio_L = logps_L - reference_logps_L
     return torch.expm1(-log_ratio_L) + log_ratio_L
 
+
+logger = logging.getLogger("grmlight")
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 """By name."""
@@ -297,9 +299,7 @@ class SampledKL(Callback):
         Errors: ValueError on every rank for a reward that fails on one of them; a checkpoint of this step is there.
         """
         try:
-            return AllRanks(trainer).together(
-                lambda: scorer.score([each.text_group() for each in groups]), (Exception,)
-            )
+            return AllRanks(trainer).together(lambda: checked_scores(scorer, [each.text_group() for each in groups]))
         except ValueError as error:
             kept = self._keep_checkpoint(trainer)
             raise ValueError(

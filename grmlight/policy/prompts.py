@@ -18,6 +18,8 @@ from grmlight.data.loader import Resumable
 from grmlight.data.options import PrepareOptions
 from grmlight.data.texts import PromptText
 from grmlight.data.tokenizer import load_tokenizer
+from grmlight.models.backbone import BackboneConfig, read_config
+from grmlight.policy.huggingface import positions
 from grmlight.policy.read_prompts import NumberedPrompt, numbered_prompts
 from grmlight.policy.read_prompts import read_prompts as read_prompts
 from grmlight.policy.reader import PromptReader
@@ -124,8 +126,8 @@ class PromptDataModule(TextDataModule):
         train: where prompts come from, see `read_prompts`.
         val: the same for validation, or several by name.
         tokenizer: the policy's: a hub name, a folder, or `package:MODULE/PATH`.
-        prepare: how prompts become tokens. A prompt that leaves no room for an answer within `max_length` is left out,
-            or cut where `on_overlong` is "truncate_prompt".
+        prepare: how prompts become tokens. A prompt that leaves no room for an answer within `max_length`, or within
+            the positions of the policy in training, is left out, or cut where `on_overlong` is "truncate_prompt".
         max_new_tokens: that room.
         prompts_per_step: prompts of one optimizer step, over all devices.
         eval_prompts: prompts of one evaluation step, over all devices.
@@ -173,11 +175,17 @@ class PromptDataModule(TextDataModule):
         if stage == "fit" and "train" not in self.sets:
             raise ValueError("there are no prompts to train on; set data.init_args.train to a file")
         self.check_tokenizer()
-        reader = PromptReader(load_tokenizer(self.tokenizer, self.options.chat_template), self.options)
+        tokenizer = load_tokenizer(self.tokenizer, self.options.chat_template)
+        reader = PromptReader(tokenizer, self.options, self._positions())
         for name, source in self.sets.items():
             self._take(name, source, reader)
             if self.trainer is None or self.trainer.is_global_zero:
                 print(describe(name, self.reports[name]))
+
+    def _positions(self) -> int | None:
+        """Tokens that the policy in training reads at once, by its config: it is not built yet."""
+        backbone = None if self.trainer is None else getattr(self.trainer.lightning_module, "backbone", None)
+        return positions(read_config(backbone)) if isinstance(backbone, BackboneConfig) else None
 
     def _take(self, name: str, source: str, reader: PromptReader) -> None:
         found = self.read(name, source)

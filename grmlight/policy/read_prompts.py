@@ -104,12 +104,23 @@ def _prompt(row: int, entries: dict[str, Any], source: str) -> NumberedPrompt:
     if "prompt" not in entries:
         raise ValueError(f"{source}: row {row} has no `prompt` (its columns: {', '.join(entries) or 'none'}); {_FORMS}")
     prompt = entries["prompt"]
+    if _has_lone_surrogate(prompt):
+        raise ValueError(f"{source}: row {row} holds half a character (a lone surrogate); write its text anew in UTF-8")
     if isinstance(prompt, str) and prompt.strip():
         return NumberedPrompt(row, prompt)
     if isinstance(prompt, list) and _is_talk(prompt):
         return NumberedPrompt(row, tuple({"role": each["role"], "content": each["content"]} for each in prompt))
     what = "an empty prompt" if prompt in ("", [], None) or isinstance(prompt, str) else "a prompt that is none"
     raise ValueError(f"{source}: row {row} has {what}; {_FORMS}, or leave the row out")
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    """Whether JSON's escapes spell what is no text in any encoding."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_talk(messages: list[Any]) -> bool:

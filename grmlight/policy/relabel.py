@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from grmlight.policy.best_of_n.scores import score_groups
 
 _AT_ONCE = 2048
 _KEPT = ("id", "source", "category")
+_ENDED = ("chosen_ended", "rejected_ended")
+"""Whether each answer ended by itself, as `grmlight bon` writes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,9 @@ def relabel(source: str, out: Path, reward: GroupScorer, noise: float = 0.0, see
     """Write the pairs with the answer of the higher reward as `chosen`; some flipped.
 
     Each row has `prompt`, `chosen`, `rejected`, `margin`, the rewards `gold_chosen` and `gold_rejected`, `flipped`, and
-    of the input `id`, `source` and `category`. `OUT.report.json` accounts for every row of the input.
+    of the input `id`, `source` and `category`. Where the input says with `chosen_ended` and `rejected_ended` whether
+    its answers ended by themselves, the reward is told, and the output says so too. `OUT.report.json` accounts for
+    every row of the input.
 
     Args:
         source: pairs, in any form that `grmlight prepare` takes; their labels are not looked at.
@@ -84,7 +88,8 @@ def relabel(source: str, out: Path, reward: GroupScorer, noise: float = 0.0, see
         raise ValueError(f"{out}: is the source, or lies in it; name another file with --out")
     with as_json_lines(source, cache_directory()) as path:
         pairs = read_pairs(path, {"name": source, "on_tie": "keep"})
-    groups = [_group(pairs, place) for place in range(len(pairs))]
+    ended = [read_column(source, name, bool) for name in _ENDED]
+    groups = [_group(pairs, place, ended) for place in range(len(pairs))]
     rankings = [pairs.row(place) for place, group in enumerate(groups) if len(group.responses) != 2]
     kept = [place for place, group in enumerate(groups) if len(group.responses) == 2]
     columns = {name: read_column(source, name) for name in _KEPT}
@@ -116,11 +121,14 @@ def flips(noise: float, seed: int, row: int) -> bool:
     return int.from_bytes(digest[:7], "big") < noise * 2**56
 
 
-def _group(pairs: Pairs, place: int) -> TextGroup:
+def _group(pairs: Pairs, place: int, ended: Sequence[Mapping[int, bool]]) -> TextGroup:
     prompt, responses = pairs.group(place)
+    row = pairs.row(place)
+    told = len(responses) == len(ended) and any(row in column for column in ended)
     return TextGroup(
         prompt if isinstance(prompt, str) else tuple(prompt),
         tuple(each if isinstance(each, str) else tuple(each) for each in responses),
+        ended=tuple(column.get(row, True) for column in ended) if told else (),
     )
 
 
@@ -135,7 +143,8 @@ def _scores(reward: GroupScorer, groups: list[TextGroup]) -> Iterator[list[float
 def _row(group: TextGroup, rewards: tuple[float, float], flipped: bool) -> dict[str, Any]:
     better = (rewards[1] > rewards[0]) != flipped
     chosen, rejected = int(better), 1 - int(better)
-    return {
+    ended = dict(zip(_ENDED, (group.ended[chosen], group.ended[rejected]), strict=True)) if group.ended else {}
+    return ended | {
         "prompt": group.prompt,
         "chosen": group.responses[chosen],
         "rejected": group.responses[rejected],

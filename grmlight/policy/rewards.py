@@ -15,12 +15,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grmlight.data.texts import TextGroup, final_answer
+from grmlight.data.texts import Response, TextGroup, final_answer
 from grmlight.evaluation.group_scorer import GroupScorer, ScoringOptions, open_scorer
 from grmlight.models.aggregation import aggregate, check_aggregation
+from grmlight.models.memory import is_memory_error
 
 Aggregator = Literal["mean", "wco", "uwo", "sum"]
 """How several rewards make one score; `grmlight.models.aggregation` has the first three."""
+
+
+class RewardError(ValueError):
+    """A reward that failed, in one line: its name, the prompt, and the cause."""
+
+    def __init__(self, name: str, group: TextGroup | None, cause: object) -> None:
+        at = "" if group is None else f", at prompt {_text(group)[:60]!r}"
+        what = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else cause
+        super().__init__(f"reward {name} failed{at} ({what}); mend it")
 
 
 class FunctionReward:
@@ -36,11 +46,49 @@ class FunctionReward:
         self.name = name
 
     def score(self, groups: Sequence[TextGroup]) -> list[list[float]]:
-        """One reward a response, in the order given."""
-        return [
-            [float(self.function(_text(group), final_answer(response))) for response in group.responses]
-            for group in groups
-        ]
+        """One reward a response, in the order given. Errors: RewardError."""
+        return [[self._number(group, response) for response in group.responses] for group in groups]
+
+    def _number(self, group: TextGroup, response: Response) -> float:
+        try:
+            found = self.function(_text(group), final_answer(response))
+        except Exception as error:
+            raise RewardError(self.name, group, error) from error
+        try:
+            return float(found)
+        except (TypeError, ValueError) as error:
+            raise RewardError(self.name, group, f"it returned {found!r}, which is no number") from error
+
+
+def checked_scores(reward: GroupScorer, groups: Sequence[TextGroup]) -> list[list[float]]:
+    """What a reward of anyone's gives to some groups.
+
+    Errors: RewardError for a reward that raises, with the first prompt at which it does, and for one that does not give
+    a number an answer; what is out of memory or on the disk stays what it is.
+    """
+    try:
+        found = reward.score(groups)
+    except (RewardError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_memory_error(error):
+            raise
+        raise RewardError(reward.name, next((each for each in groups if _fails(reward, each)), None), error) from error
+    try:
+        numbers = [[float(each) for each in row] for row in found]
+    except (TypeError, ValueError):
+        numbers = []
+    if [len(row) for row in numbers] != [len(group.responses) for group in groups]:
+        raise ValueError(f"reward {reward.name}: did not give one number an answer; `score` must, in the order given")
+    return numbers
+
+
+def _fails(reward: GroupScorer, group: TextGroup) -> bool:
+    try:
+        reward.score([group])
+    except Exception:
+        return True
+    return False
 
 
 def open_reward(spec: str, options: ScoringOptions | None = None) -> GroupScorer:
@@ -59,7 +107,15 @@ def open_reward(spec: str, options: ScoringOptions | None = None) -> GroupScorer
         raise ValueError(f"reward {spec!r}: no such folder, and no path of a class or function; check it")
     found = _imported(spec)
     if isinstance(found, type):
-        found = found()
+        try:
+            found = found()
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"reward {spec!r}: cannot be made without arguments ({type(error).__name__}: {error}); name a class "
+                "that needs none"
+            ) from error
     if hasattr(found, "score"):
         return found
     if callable(found):
@@ -72,8 +128,10 @@ def _imported(spec: str) -> Any:
     module, name = spec.rsplit(".", 1)
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {spec!r}: no such folder, and it cannot be imported ({error})") from error
+    except Exception as error:
+        raise ValueError(
+            f"reward {spec!r}: no such folder, and it cannot be imported ({type(error).__name__}: {error}); check it"
+        ) from error
 
 
 def _text(group: TextGroup) -> str:

@@ -84,11 +84,11 @@ def test_of_two_builds_one_wins(tmp_path, builds, monkeypatch):
 
     def race(seed, directory):
         copy(seed, directory)
-        shutil.copytree(directory, tmp_path / files._key(seed), dirs_exist_ok=True)
+        shutil.copytree(directory, tmp_path / files.world_key(seed), dirs_exist_ok=True)
 
     monkeypatch.setattr(build, "build_world", race)
     assert world_files(7, tmp_path).seed == 7
-    assert [path.name for path in tmp_path.iterdir()] == [files._key(7)]
+    assert [path.name for path in tmp_path.iterdir()] == [files.world_key(7)]
 
 
 def test_what_killed_builds_left_is_swept(tmp_path, builds):

@@ -13,6 +13,7 @@ from grmlight.data.options import PrepareOptions
 from grmlight.lab import GoldReward, Split, WorldPrompts, world_files
 from grmlight.lab.prompts import distinct_prompts
 from grmlight.lab.world import Prompt
+from grmlight.models.backbone import BackboneConfig
 from grmlight.policy import PromptDataModule
 from grmlight.policy.prompts import PromptLoader, TrainingPromptLoader
 from grmlight.policy.read_prompts import numbered_prompts, read_prompts
@@ -73,6 +74,8 @@ def test_the_prompts_of_pairs(tmp_path, caplog):
         ("p.jsonl", [{"prompt": [*TALK, {"role": "assistant", "content": "x"}]}], "row 1 has a prompt that is none"),
         ("p.jsonl", [{"prompt": 3}], "row 1 has a prompt that is none"),
         ("p.jsonl", [{"chosen": "ab", "rejected": "ac"}], "row 1 holds whole texts without a prompt"),
+        ("p.jsonl", [{"prompt": "a"}, {"prompt": "b\ud800"}], r"row 2 holds half a character \(a lone surrogate\)"),
+        ("p.jsonl", [{"prompt": [{"role": "user", "content": "\udc00"}]}], "row 1 holds half a character"),
         ("p.jsonl", [], "holds no prompts"),
         ("p.txt", ["\n"], "holds no prompts"),
     ],
@@ -189,6 +192,23 @@ def test_the_data_module_leaves_out_what_cannot_be_answered(tmp_path, byte_token
         PromptDataModule(val=val, tokenizer=str(byte_tokenizer)).setup("fit")
     with pytest.raises(ValueError, match="no tokenizer is named"):
         PromptDataModule(train).setup("fit")
+
+
+class Policy(L.LightningModule):
+    """Has a backbone of 32 positions, as policies in training say it."""
+
+    backbone = BackboneConfig("package:grmlight.lab/assets/lm", config={"max_position_embeddings": 32})
+
+
+def test_prompts_leave_room_within_the_policys_positions(tmp_path, byte_tokenizer):
+    rows = [{"prompt": "who " * (1 + 9 * (number in (3, 7)))} for number in range(12)]
+    data = PromptDataModule(_write(tmp_path / "p.jsonl", *rows), None, str(byte_tokenizer), max_new_tokens=16)
+    data.setup("fit")
+    assert data.reports["train"]["used"] == 12
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+    data.trainer.strategy._lightning_module = Policy()
+    data.setup("fit")
+    assert data.reports["train"] == data.reports["train"] | {"used": 10, "refused": {"over_length": [4, 8]}}
 
 
 def test_the_worlds_prompts():

@@ -101,6 +101,30 @@ def test_the_worlds_pairs_get_the_golds_labels_and_train(tmp_path, monkeypatch, 
     assert prepared.report["used"] == len(rows)
 
 
+def test_rows_that_the_gold_does_not_know_are_counted(tmp_path):
+    known = {"prompt": "tell two animals color", "chosen": "cat red", "rejected": "dog blue , cat red"}
+    rows = [known, known | {"prompt": "why?"}, known, known | {"prompt": "how?"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = relabel(str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", GoldReward())
+    assert (found.used, found.not_scored) == (2, [2, 4])
+    assert "not scored: 2, row 2 first" in found.describe()
+
+
+def test_what_says_nothing_of_ends_is_taken_as_ended(pairs, tmp_path):
+    seen = []
+
+    class Noting(Rule):
+        def score(self, groups):
+            seen.extend(group.ended for group in groups)
+            return super().score(groups)
+
+    relabel(str(pairs), tmp_path / "out.jsonl", Noting())
+    assert set(seen) == {()}
+    (tmp_path / "half.jsonl").write_text(json.dumps(ROWS[0] | {"rejected_ended": False}) + "\n")
+    relabel(str(tmp_path / "half.jsonl"), tmp_path / "out.jsonl", Noting())
+    assert seen[-1] == (True, False)
+
+
 def test_messages_stay_messages(tmp_path):
     talk = [{"role": "user", "content": "tell two animals color"}]
     rows = [{"prompt": talk, "chosen": "cat red", "rejected": "dog blue , cat red"}]

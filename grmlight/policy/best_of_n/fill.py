@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tqdm.auto import tqdm
 
 from grmlight.policy.best_of_n.pool import Pool, PoolAnswer
-from grmlight.policy.rollouts import Answer, PromptText
+from grmlight.policy.rollouts import PromptText
 from grmlight.policy.sampler import Sampler, SamplingOptions
 
 BLOCK = 256
@@ -39,7 +39,12 @@ class _Call:
 
 
 def fill(
-    pool: Pool, prompts: Sequence[PromptText], options: SamplingOptions, seed: int, opened: Callable[[], Sampler]
+    pool: Pool,
+    prompts: Sequence[PromptText],
+    options: SamplingOptions,
+    seed: int,
+    opened: Callable[[], Sampler],
+    rows: Sequence[int] | None = None,
 ) -> Filled:
     """Sample what a pool lacks.
 
@@ -49,17 +54,21 @@ def fill(
         options: `samples` is how many answers each prompt shall have.
         seed: of the draws.
         opened: gives the sampler; not called if nothing is missing.
+        rows: of the prompts, by which errors name them; None counts them.
 
     Errors: ValueError if no prompt can be sampled from, and for a sampler that does not give what it was asked for.
     """
-    if pool.refused is not None and not any(_calls(pool, options)):
-        return Filled()
-    sampler = opened()
+    rows = range(1, len(prompts) + 1) if rows is None else rows
+    sampler = None
     if pool.refused is None:
+        sampler = opened()
         pool.refuse(sampler.refused(prompts, options))
     assert pool.refused is not None
     if len(pool.refused) == len(prompts):
-        raise ValueError(f"none of the {len(prompts)} prompts can be answered: prompt 1 {pool.refused[0]}")
+        raise ValueError(f"none of the {len(prompts)} prompts can be answered: prompt {rows[0]} {pool.refused[0]}")
+    if not any(_calls(pool, options)):
+        return Filled()
+    sampler = sampler or opened()
     added, seconds, wanted = 0, 0.0, options.samples * (len(prompts) - len(pool.refused))
     with tqdm(desc="sampling", total=wanted, initial=int(pool.counts().sum()), unit=" answers", delay=2) as bar:
         for call in list(_calls(pool, options)):
@@ -72,16 +81,12 @@ def fill(
             if [len(each) for each in answers] != [call.count] * len(texts):
                 raise ValueError(
                     f"sampler {sampler.name} gave {sum(map(len, answers))} of {call.count * len(texts)} answers to "
-                    f"prompts {call.prompts[0] + 1} to {call.prompts[-1] + 1}; the pool keeps all earlier ones"
+                    f"prompts {rows[call.prompts[0]]} to {rows[call.prompts[-1]]}; the pool keeps all earlier ones"
                 )
             pool.append(call.prompts, call.first, answers, sampler.name)
             added, seconds = added + call.count * len(texts), seconds + rollouts.seconds
             bar.update(call.count * len(texts))
     return Filled(sampler.name, added, seconds)
-
-
-def _kept(answer: Answer) -> PoolAnswer:
-    return PoolAnswer(answer.text, len(answer.tokens), answer.ended)
 
 
 def _calls(pool: Pool, options: SamplingOptions) -> Iterator[_Call]:

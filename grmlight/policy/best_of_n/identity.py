@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,20 +27,41 @@ def policy_identity(name: str) -> str:
 
 
 def reward_identity(spec: str) -> str:
-    """Of a folder its files; of a class or a function its path and its source.
+    """Of a folder its files; of a class or a function its path, and what it says itself as `identity`.
+
+    Without that, the Python files of the packages that its path and its definition are in; a module in no package is
+    one file. What these import from elsewhere, and the data that they read, is not in it.
 
     Errors: ValueError in one line for what is no reward; models are not loaded for that.
     """
     if Path(spec).exists():
         return fingerprint(str(model_folder(Path(spec))))
     reward = open_reward(spec)
-    code = reward.function if isinstance(reward, FunctionReward) else type(reward)
-    try:
-        source = Path(inspect.getfile(code)).read_bytes()
-    except (TypeError, OSError):
-        # What is built in has no file.
-        source = b""
-    return f"{spec} {hashlib.sha256(source).hexdigest()}"
+    code = reward.function if isinstance(reward, FunctionReward) else reward
+    declared = getattr(code, "identity", None)
+    if declared is None:
+        defined = code if isinstance(reward, FunctionReward) else type(code)
+        return f"{spec} {_sources({spec.rpartition('.')[0], str(getattr(defined, '__module__', ''))})}"
+    if not isinstance(declared, str):
+        what = f"reward {spec!r}: its `identity` is {declared!r}; make it a text that changes whenever a score does"
+        raise ValueError(what)  # noqa: TRY004
+    return f"{spec} {declared}"
+
+
+def _sources(modules: set[str]) -> str:
+    """A digest of the Python files of some modules' packages; what is built in has none."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        module = sys.modules.get(name)
+        own = getattr(module, "__file__", None)
+        if module is None or own is None:
+            continue
+        folder = Path(own).parent
+        files = sorted(folder.rglob("*.py")) if module.__package__ else [Path(own)]
+        for path in files:
+            digest.update(f"{name} {path.relative_to(folder)} ".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def prompts_identity(prompts: Sequence[PromptText]) -> str:

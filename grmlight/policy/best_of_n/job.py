@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from grmlight.data.files import LOCK
 from grmlight.models.aggregation import Aggregation
 from grmlight.policy.best_of_n.sweep import SweepOptions
 from grmlight.policy.sampler import SamplingOptions
 
 GOLD = "gold"
 _AGGREGATIONS = get_args(Aggregation)
+
+POOL, SCORES, REPORT = "pool.jsonl", "scores", "report.json"
+CURVES, TABLES, PICTURE = "curves.jsonl", "curves.md", "curves.png"
+"""What is written in `out`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +54,7 @@ class BestOfN:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.pairs, self.best):
-            if path is not None and (path.is_dir() or not path.parent.is_dir()):
-                raise ValueError(f"{path}: cannot be written; name a file in a folder that exists")
+        self._check_files()
         if (self.best is None) != (self.n is None):
             raise ValueError("--best FILE and --n K go together: the best of K answers")
         if self.n is not None and not 2 <= self.n <= self.sampling.samples:
@@ -61,6 +64,23 @@ class BestOfN:
         if self.best is not None and not self.labels:
             raise ValueError("--best needs something to choose by; name a --reward or a --gold")
 
+    def _check_files(self) -> None:
+        """Nothing that is written may replace what is read, or what else is written."""
+        taken = {(self.out / name).resolve() for name in (POOL, SCORES, REPORT, CURVES, TABLES, PICTURE, LOCK)}
+        prompts = Path(self.prompts).resolve()
+        if _lies_in(prompts, taken):
+            raise ValueError(f"{self.prompts}: is written by this command; name another folder with --out")
+        for name, path in (("--pairs", self.pairs), ("--best", self.best)):
+            if path is None:
+                continue
+            found, out = path.resolve(), self.out.resolve()
+            # `out` is made before anything is written.
+            if path.is_dir() or found == out or not (path.parent.is_dir() or found.parent == out):
+                raise ValueError(f"{path}: cannot be written; name a file in a folder that exists")
+            if _lies_in(found, {*taken, prompts}):
+                raise ValueError(f"{name} {path}: is another file of this command, or lies in one; name another")
+            taken.add(found)
+
     @property
     def labels(self) -> list[str]:
         """What can order answers, the default first."""
@@ -69,12 +89,21 @@ class BestOfN:
 
 
 def named_rewards(specs: Sequence[str]) -> dict[str, str]:
-    """`NAME=SPEC` or `SPEC`, which is then its own name. Errors: ValueError for two of one name."""
+    """`NAME=SPEC` or `SPEC`, which is then its own name.
+
+    Errors: ValueError for two of one name, and where the name or what it stands for is empty.
+    """
     found: dict[str, str] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
         name, rest = (name, rest) if equals and not Path(spec).exists() else (spec, spec)
+        if not name.strip() or not rest.strip():
+            raise ValueError(f"reward {spec!r}: one side is empty; give it as SPEC or NAME=SPEC")
         if name in found or name in (GOLD, *_AGGREGATIONS):
             raise ValueError(f"reward {name!r}: the name is taken; give every reward one of its own, as NAME=SPEC")
         found[name] = rest
     return found
+
+
+def _lies_in(path: Path, others: set[Path]) -> bool:
+    return not others.isdisjoint((path, *path.parents))

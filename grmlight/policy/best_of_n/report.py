@@ -14,13 +14,20 @@ from grmlight.policy.best_of_n.scores import PromptScores
 
 
 def counts(
-    job: BestOfN, pool: Pool, filled: Filled, matrix: Sequence[PromptScores], names: Sequence[str], seconds: float
+    job: BestOfN,
+    pool: Pool,
+    rows: Sequence[int],
+    filled: Filled,
+    matrix: Sequence[PromptScores],
+    names: Sequence[str],
+    seconds: float,
 ) -> dict[str, Any]:
-    """What was read, sampled, scored and left out, as plain values; prompts are counted from 1.
+    """What was read, sampled, scored and left out, as plain values; prompts are named by their rows.
 
     Args:
         job: what was asked.
         pool: the answers.
+        rows: of the prompts in their file.
         filled: what was sampled now.
         matrix: the scores.
         names: of the rewards, the gold with them.
@@ -38,8 +45,8 @@ def counts(
         "policy": job.policy,
         "source": job.prompts,
         "prompts": pool.prompts,
-        "prompts_refused": {str(place + 1): reason for place, reason in (pool.refused or {}).items()},
-        "prompts_without_usable_answers": [row.prompt + 1 for row in matrix if not row.usable_N.any()],
+        "prompts_refused": {str(rows[place]): reason for place, reason in (pool.refused or {}).items()},
+        "prompts_without_usable_answers": [rows[row.prompt] for row in matrix if not row.usable_N.any()],
         "answers": len(whole_MR),
         "distinct": sum(row.distinct for row in matrix),
         "empty": sum(row.empty for row in matrix),
@@ -74,7 +81,7 @@ def describe(job: BestOfN, report: Mapping[str, Any]) -> list[str]:
         )
     if report["bytes_cut_off"]:
         notes.append(f"an incomplete last line of {report['bytes_cut_off']} bytes was cut off and sampled again")
-    notes += [f"refused: prompt {place} {reason}" for place, reason in refused.items()]
+    notes += [f"refused: prompt {row} {reason}" for row, reason in refused.items()]
     notes += [f"reward {name}: {n} answers left out, not scored" for name, n in report["not_scored"].items() if n]
     if left := report["prompts_without_usable_answers"]:
         notes.append(f"left out: prompts without an answer that all rewards score: {_listed(left)}")
@@ -97,8 +104,11 @@ def describe(job: BestOfN, report: Mapping[str, Any]) -> list[str]:
             notes.append(
                 f"{what}: {found['file']}, {found['rows']} rows, ordered by {found['labeled_by'] or 'nothing'}"
             )
+            notes += [
+                f"{what}: prompts left out, {reason}: {_listed(left)}" for reason, left in found["left_out"].items()
+            ]
     return notes
 
 
-def _listed(places: Sequence[int]) -> str:
-    return ", ".join(map(str, places[:10])) + (f" and {len(places) - 10} more" if len(places) > 10 else "")
+def _listed(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from grmlight.data.files import write_json, write_whole
+from grmlight.data.files import sole_writer, write_json, write_whole
 from grmlight.evaluation.curves import CurvePoint, plot_curves, write_curves
-from grmlight.policy.best_of_n.datasets import best_rows, pair_rows, write_rows
+from grmlight.policy.best_of_n.datasets import PairSet, best_rows, pair_rows, write_rows
 from grmlight.policy.best_of_n.fill import fill
 from grmlight.policy.best_of_n.identity import policy_identity, prompts_identity, reward_identity
-from grmlight.policy.best_of_n.job import GOLD, BestOfN
+from grmlight.policy.best_of_n.job import CURVES, GOLD, PICTURE, POOL, REPORT, SCORES, TABLES, BestOfN
 from grmlight.policy.best_of_n.output import as_markdown, as_text
 from grmlight.policy.best_of_n.pool import Pool
 from grmlight.policy.best_of_n.report import counts, describe
 from grmlight.policy.best_of_n.scores import PromptScores, read_matrix, score_file, score_pool
 from grmlight.policy.best_of_n.sweep import proxies_of, sweep
-from grmlight.policy.prompts import read_prompts
+from grmlight.policy.read_prompts import NumberedPrompt, numbered_prompts
 from grmlight.policy.rewards import open_reward
 from grmlight.policy.rollouts import PromptText
 from grmlight.policy.sampler import open_sampler
@@ -55,18 +55,24 @@ def run_best_of_n(job: BestOfN) -> Result:
 
     Errors: ValueError in one line; the pool and the scores keep what was paid for.
     """
-    began = time.perf_counter()
     specs = dict(job.rewards) | ({GOLD: job.gold} if job.gold else {})
     identities = {name: reward_identity(spec) for name, spec in specs.items()}
-    prompts = read_prompts(job.prompts)
-    pool = Pool(job.out / "pool.jsonl", _identity(job, prompts), len(prompts))
-    filled = fill(pool, prompts, job.sampling, job.seed, lambda: open_sampler(job.policy))
-    files = {name: score_file(job.out / "scores", pool, identity) for name, identity in identities.items()}
+    prompts = numbered_prompts(job.prompts)
+    with sole_writer(job.out):
+        return _run(job, specs, identities, prompts)
+
+
+def _run(job: BestOfN, specs: dict[str, str], identities: dict[str, str], prompts: Sequence[NumberedPrompt]) -> Result:
+    began = time.perf_counter()
+    texts, rows = [each.prompt for each in prompts], [each.row for each in prompts]
+    pool = Pool(job.out / POOL, _identity(job, texts), len(prompts))
+    filled = fill(pool, texts, job.sampling, job.seed, lambda: open_sampler(job.policy), rows)
+    files = {name: score_file(job.out / SCORES, pool, identity) for name, identity in identities.items()}
     for name, spec in specs.items():
-        score_pool(files[name], pool, prompts, lambda spec=spec: open_reward(spec))
+        score_pool(files[name], pool, texts, lambda spec=spec: open_reward(spec))
     matrix = list(read_matrix(list(files.values()), pool, job.sampling.samples))
-    report = counts(job, pool, filled, matrix, list(specs), time.perf_counter() - began)
-    points = _curves(job, matrix, report)
+    report = counts(job, pool, rows, filled, matrix, list(specs), time.perf_counter() - began)
+    points = _curves(job, rows, matrix, report)
     report |= _data_sets(job, pool, prompts, matrix)
     result = Result(describe(job, report), points, report)
     _write(job.out, result)
@@ -78,7 +84,9 @@ def _identity(job: BestOfN, prompts: Sequence[PromptText]) -> dict[str, Any]:
     return {"policy": policy_identity(job.policy), "prompts": prompts_identity(prompts), "seed": job.seed} | sampling
 
 
-def _curves(job: BestOfN, matrix: Sequence[PromptScores], report: dict[str, Any]) -> list[CurvePoint]:
+def _curves(
+    job: BestOfN, rows: Sequence[int], matrix: Sequence[PromptScores], report: dict[str, Any]
+) -> list[CurvePoint]:
     """The points of all methods; what is left out of them goes to the report."""
     if not job.rewards:
         return []
@@ -89,27 +97,31 @@ def _curves(job: BestOfN, matrix: Sequence[PromptScores], report: dict[str, Any]
     methods, report["constant"] = proxies_of(list(job.rewards), rewards, job.sweep.variance_weight)
     points = sweep(job.out.name, job.seed, methods, golds, job.sweep)
     report["max_n"] = most = max(point.n or 0 for point in points)
-    report["prompts_below_max_n"] = [row.prompt + 1 for row in usable if row.usable_N.sum() < most]
+    report["prompts_below_max_n"] = [rows[row.prompt] for row in usable if row.usable_N.sum() < most]
     fewest = min(usable, key=lambda row: row.usable_N.sum())
-    report["fewest_usable"] = {"prompt": fewest.prompt + 1, "answers": int(fewest.usable_N.sum())}
+    report["fewest_usable"] = {"prompt": rows[fewest.prompt], "answers": int(fewest.usable_N.sum())}
     return points
 
 
 def _data_sets(
-    job: BestOfN, pool: Pool, prompts: Sequence[PromptText], matrix: Sequence[PromptScores]
+    job: BestOfN, pool: Pool, prompts: Sequence[NumberedPrompt], matrix: Sequence[PromptScores]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     label = job.label or next(iter(job.labels), None)
     scores = None if label is None else _scores_by(job, label, matrix)
     if job.pairs is not None:
-        rows = pair_rows(pool, prompts, job.sampling.samples, scores, label)
-        write_rows(job.pairs, rows)
-        found["pairs"] = {"file": str(job.pairs), "rows": len(rows), "labeled_by": label}
+        pairs = pair_rows(pool, prompts, job.sampling.samples, scores, label)
+        write_rows(job.pairs, pairs.rows)
+        found["pairs"] = _told(job.pairs, pairs, label)
     if job.best is not None and job.n is not None and scores is not None and label is not None:
-        rows = best_rows(pool, prompts, scores, job.n, label)
-        write_rows(job.best, rows)
-        found["best"] = {"file": str(job.best), "rows": len(rows), "labeled_by": label, "n": job.n}
+        pairs = best_rows(pool, prompts, job.sampling.samples, scores, job.n, label)
+        write_rows(job.best, pairs.rows)
+        found["best"] = _told(job.best, pairs, label) | {"n": job.n}
     return found
+
+
+def _told(file: Path, pairs: PairSet, label: str | None) -> dict[str, Any]:
+    return {"file": str(file), "rows": len(pairs.rows), "labeled_by": label, "left_out": pairs.left_out}
 
 
 def _scores_by(job: BestOfN, label: str, matrix: Sequence[PromptScores]) -> dict[int, Array]:
@@ -129,8 +141,8 @@ def _scores_by(job: BestOfN, label: str, matrix: Sequence[PromptScores]) -> dict
 
 
 def _write(out: Path, result: Result) -> None:
-    write_json(out / "report.json", result.report)
+    write_json(out / REPORT, result.report)
     if result.points:
-        write_curves(out / "curves.jsonl", result.points)
-        write_whole(out / "curves.md", as_markdown(result.points, result.notes))
-        plot_curves(result.points, out / "curves.png")
+        write_curves(out / CURVES, result.points)
+        write_whole(out / TABLES, as_markdown(result.points, result.notes))
+        plot_curves(result.points, out / PICTURE)

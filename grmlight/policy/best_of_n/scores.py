@@ -4,6 +4,9 @@
 the pool and of the reward, so a matrix is never read for another policy, other prompts or another model. Files grow
 with their pool, and go on after a kill.
 
+`scores/DIGEST.blocks` says which answers were scored: a line a block, the answers up to its end and the digest of the
+pool up to there. What is scored beyond the last line that agrees with the pool is of other answers, and is cut off.
+
 Notable decisions:
 
 - A text that the policy gave several times to one prompt is scored once, so that equal answers tie exactly.
@@ -16,11 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,6 +33,7 @@ from tqdm.auto import tqdm
 from grmlight.data.texts import TextGroup
 from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.best_of_n.pool import Block, Pool, PoolAnswer
+from grmlight.policy.rewards import checked_scores
 from grmlight.policy.rollouts import PromptText
 
 ANSWERS_AT_ONCE = 4096
@@ -82,26 +88,44 @@ def score_pool(path: Path, pool: Pool, prompts: Sequence[PromptText], opened: Ca
         opened: gives the reward; not called if nothing is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = path.stat().st_size // _BYTES if path.exists() else 0
-    ends = np.cumsum([0, *(block.answers for block in pool.blocks)])
-    begun = int(np.searchsorted(ends, there, side="right")) - 1
-    missing = int(ends[-1] - ends[begun])
-    if not missing:
-        return 0
-    scorer = opened()
-    with (
-        path.open("ab") as file,
-        tqdm(desc=f"scoring with {scorer.name}", total=missing, unit=" answers", delay=2) as bar,
-    ):
-        # What a killed run left of a block is scored again with it.
-        file.truncate(int(ends[begun]) * _BYTES)
-        for blocks in _together(pool.blocks[begun:]):
-            found = _scored(blocks, pool, prompts, scorer)
-            file.write(found.astype("<f8").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(found))
+    ends = np.cumsum([block.answers for block in pool.blocks]).tolist()
+    lines = [f"{end} {digest}\n" for end, digest in zip(ends, pool.digests, strict=True)]
+    done = _scored_blocks(path, ends, lines)
+    missing = sum(block.answers for block in pool.blocks[done:])
+    with path.open("ab") as column, path.with_suffix(".blocks").open("ab") as notes:
+        # What a killed run left of a block is scored again with it, and so is what was scored of another pool.
+        column.truncate((ends[done - 1] if done else 0) * _BYTES)
+        notes.truncate(sum(map(len, lines[:done])))
+        if not missing:
+            return 0
+        scorer = opened()
+        with tqdm(desc=f"scoring with {scorer.name}", total=missing, unit=" answers", delay=2) as bar:
+            for blocks in _together(pool.blocks[done:]):
+                found = _scored(blocks, pool, prompts, scorer)
+                _write(column, found.astype("<f8").tobytes())
+                # Behind the scores: a line promises that they are there.
+                _write(notes, "".join(lines[done : done + len(blocks)]).encode())
+                done += len(blocks)
+                bar.update(len(found))
     return missing
+
+
+def _scored_blocks(path: Path, ends: Sequence[int], lines: Sequence[str]) -> int:
+    """How many of a pool's blocks a file has the scores of: those up to the first that its notes do not agree on."""
+    notes = path.with_suffix(".blocks")
+    if not path.exists() or not notes.exists():
+        return 0
+    whole = path.stat().st_size // _BYTES
+    with notes.open(encoding="ascii", errors="replace", newline="\n") as file:
+        pairs = zip(file, lines, ends, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda each: each[0] == each[1] and each[2] <= whole, pairs))
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    """And wait until the disk has it."""
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_matrix(files: Sequence[Path], pool: Pool, samples: int) -> Iterator[PromptScores]:
@@ -125,7 +149,7 @@ def read_matrix(files: Sequence[Path], pool: Pool, samples: int) -> Iterator[Pro
         for number, column in enumerate(columns):
             scores_NR[:, number] = column[place_N[source_N]]
         empty, cut = (
-            sum(found) for found in ((not each.text for each in answers), (not each.ended for each in answers))
+            sum(found) for found in ((not each.text.strip() for each in answers), (not each.ended for each in answers))
         )
         yield PromptScores(prompt, scores_NR, empty, cut, len(first))
 
@@ -176,14 +200,12 @@ def _scored(blocks: list[Block], pool: Pool, prompts: Sequence[PromptText], scor
 def score_groups(scorer: GroupScorer, groups: Sequence[TextGroup]) -> list[list[float]]:
     """The rewards of each group; the answers of a group that is refused are tried one by one.
 
-    Errors: ValueError for a reward that does not give a number an answer.
+    Errors: ValueError for a reward that fails, or does not give a number an answer.
     """
-    found = scorer.score(groups)
-    if [len(row) for row in found] != [len(group.responses) for group in groups]:
-        raise ValueError(f"reward {scorer.name}: did not give one number an answer; `score` must, in the order given")
+    found = checked_scores(scorer, groups)
     spoiled = [place for place, row in enumerate(found) if len(row) > 1 and all(math.isnan(each) for each in row)]
     singles = [each for place in spoiled for each in _singles(groups[place])]
-    rest = iter(scorer.score(singles) if singles else [])
+    rest = iter(checked_scores(scorer, singles) if singles else [])
     for place in spoiled:
         found[place] = [next(rest)[0] for _ in groups[place].responses]
     return found

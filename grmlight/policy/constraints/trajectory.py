@@ -114,7 +114,10 @@ def _rows_of_file(path: Path) -> list[dict[str, float]]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}: line {number} is no JSON ({error})") from error
-        if not isinstance(row, dict) or not math.isfinite(row.get("step", math.nan)):
-            raise ValueError(f"{path}: line {number} has no step")
+        step = row.get("step") if isinstance(row, dict) else None
+        if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step):
+            raise ValueError(
+                f"{path}: line {number} has no step; give the curve of a training run, those of best-of-n have none"
+            )
         rows.append(row)
     return rows

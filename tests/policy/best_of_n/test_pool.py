@@ -141,3 +141,41 @@ def test_a_sampler_that_gives_too_little_is_named_and_earlier_answers_stay(tmp_p
 def test_only_end_of_text_is_an_answer(tmp_path):
     pool, _ = filled(tmp_path / "pool.jsonl", 5, Mute())
     assert [answer.text for answer in pool.answers(0)] == [""] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (lambda lines: [*lines, lines[2]], 9, "begins at answer 1 to prompt 1, of which 400 are there before it"),
+        (lambda lines: lines[:3] + lines[2:], 4, "begins at answer 1 to prompt 1, of which 256 are there before it"),
+        (lambda lines: lines[:2] + lines[3:], 3, "begins at answer 257 to prompt 1, of which 0 are there before it"),
+        (lambda lines: [lines[0], *lines[2:]], 2, "has answers before the line of the prompts that are refused"),
+        (lambda lines: [*lines, lines[1]], 9, "says again which prompts are refused"),
+        (lambda lines: [*lines, lines[2].replace('"prompts": [0]', '"prompts": [3]')], 9, "answers prompt 4, which is"),
+        (lambda lines: [*lines, lines[2].replace('"prompts": [0]', '"prompts": [0, 1]')], 9, "has not equally many"),
+    ],
+)
+def test_blocks_that_are_there_twice_or_not_at_all_are_named(tmp_path, change, line, message):
+    filled(tmp_path / "pool.jsonl", 400)
+    lines = (tmp_path / "pool.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "pool.jsonl").write_text("".join(change(lines)))
+    with pytest.raises(ValueError, match=rf"pool\.jsonl: line {line} {message}.*; remove it and all lines behind it"):
+        opened(tmp_path / "pool.jsonl")
+
+
+def test_a_pool_whose_prompts_are_all_refused_says_so_every_time(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="none of the 3 prompts can be answered: prompt 1 is empty"):
+            filled(tmp_path / "pool.jsonl", 5, Dice(refuse=(0, 1, 2)))
+
+
+def test_digests_are_of_all_blocks_up_to_theirs_read_or_written(tmp_path):
+    pool, _ = filled(tmp_path / "pool.jsonl", 600)
+    assert opened(tmp_path / "pool.jsonl").digests == pool.digests
+    assert len(set(pool.digests)) == len(pool.blocks) == 9
+    path = tmp_path / "pool.jsonl"
+    text = path.read_text()
+    middle = text.index('"first": 256')
+    path.write_text(text[:middle] + text[middle:].replace("dog", "god", 1))
+    changed = opened(path).digests
+    assert [one == other for one, other in zip(pool.digests, changed, strict=True)] == [True] + [False] * 8

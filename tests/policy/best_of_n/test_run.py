@@ -1,8 +1,13 @@
 """Best-of-n as users run it: on the embedded world from the command line, and with whatever goes wrong."""
 
+import dataclasses
 import gzip
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +18,8 @@ from grmlight.data.prepare import prepare
 from grmlight.evaluation.curves import read_curves, summarize
 from grmlight.lab import world_files
 from grmlight.policy.best_of_n import BestOfN, SweepOptions, named_rewards, run, run_best_of_n
+from grmlight.policy.read_prompts import read_prompts
+from grmlight.policy.relabel import relabel
 from grmlight.policy.sampler import SamplingOptions
 from tests.policy.best_of_n.samplers import Dice, Mute
 from tests.policy.best_of_n.test_estimator import over_subsets
@@ -172,8 +179,10 @@ def test_pairs_without_a_label_are_as_they_were_drawn(tmp_path, dice):
     found = run_best_of_n(job(tmp_path, samples=2, pairs=tmp_path / "pairs.jsonl"))
     assert found.points == []
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    assert found.report["pairs"] == {"file": str(tmp_path / "pairs.jsonl"), "rows": len(rows), "labeled_by": None}
-    assert all(list(row) == ["id", "prompt", "chosen", "rejected"] for row in rows)
+    assert found.report["pairs"] == {"file": str(tmp_path / "pairs.jsonl"), "rows": len(rows), "labeled_by": None} | {
+        "left_out": {}
+    }
+    assert all(list(row) == ["id", "prompt", "chosen", "rejected", "chosen_ended", "rejected_ended"] for row in rows)
     assert not (tmp_path / "out" / "curves.jsonl").exists()
 
 
@@ -232,3 +241,152 @@ def test_a_reward_is_looked_at_before_anything_is_sampled(tmp_path, dice):
     with pytest.raises(ValueError, match="reward 'nowhere'"):
         run_best_of_n(BestOfN(LM, "none.jsonl", tmp_path / "out", {"a": "nowhere"}, None, SamplingOptions(samples=2)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["pairs", "best"])
+@pytest.mark.parametrize(
+    "path", ["prompts.jsonl", "out/pool.jsonl", "out/scores/x", "out/report.json", "out/curves.png", "out/../link"]
+)
+def test_data_sets_never_replace_what_is_read_or_written(tmp_path, name, path):
+    (tmp_path / "out" / "scores").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "prompts.jsonl")
+    others = {"n": 4} if name == "best" else {}
+    with pytest.raises(ValueError, match=f"--{name} .*: is another file of this command, or lies in one"):
+        job(tmp_path, ["length"], **{name: tmp_path / path}, **others)
+    assert read_prompts(str(tmp_path / "prompts.jsonl")) == ["one", "two", "three"]
+
+
+def test_data_sets_never_replace_each_other_nor_prompts_what_is_written(tmp_path):
+    (tmp_path / "no").mkdir()
+    with pytest.raises(ValueError, match=r"--best .*same\.jsonl: is another file of this command"):
+        job(tmp_path, ["length"], pairs=tmp_path / "same.jsonl", best=tmp_path / "no" / ".." / "same.jsonl", n=4)
+    with pytest.raises(ValueError, match=r"out/curves\.jsonl: is written by this command"):
+        BestOfN(LM, str(tmp_path / "out/curves.jsonl"), tmp_path / "out", {}, None, SamplingOptions(samples=2))
+
+
+def test_data_sets_may_lie_in_a_folder_that_is_made_for_them(tmp_path, dice):
+    run_best_of_n(job(tmp_path, samples=2, pairs=tmp_path / "out" / "pairs.jsonl"))
+    assert (tmp_path / "out" / "pairs.jsonl").read_text()
+
+
+@pytest.mark.parametrize("spec", ["=grmlight.lab.GoldReward", "name=", "", " = "])
+def test_a_reward_of_half_a_spec_is_one_line(spec):
+    with pytest.raises(ValueError, match="one side is empty; give it as SPEC or NAME=SPEC"):
+        named_rewards([spec])
+
+
+def test_prompts_are_named_by_their_rows(tmp_path, dice):
+    dice(Dice(refuse=(1,)))
+    given = job(tmp_path, ["fussy"], "length", samples=8, pairs=tmp_path / "pairs.jsonl")
+    (tmp_path / "prompts.jsonl").write_text('\n\n{"prompt": "one"}\n\n{"prompt": "three"}\n{"prompt": "two"}\n')
+    found = run_best_of_n(given)
+    assert "refused: prompt 5 is empty; leave it out" in found.notes
+    assert "left out: prompts without an answer that all rewards score: 6" in found.notes
+    assert found.report["fewest_usable"]["prompt"] == 3
+    assert [json.loads(line)["id"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()] == ["prompt-3"]
+    assert found.report["pairs"]["left_out"] == {"too few usable answers": [6]}
+    dice(Dice(refuse=(0, 1, 2)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="none of the 3 prompts can be answered: prompt 3 is empty"):
+            run_best_of_n(dataclasses.replace(given, out=tmp_path / "refused"))
+
+
+class Terse(Dice):
+    """Often says nothing, or only space."""
+
+    def say(self, seed, number, sample):
+        found = super().say(seed, number, sample)
+        if number == 2 or sample % 3 == 0:
+            return dataclasses.replace(found, text=" " * (sample % 2))
+        return found
+
+
+def test_the_best_have_text_and_prompts_without_a_row_are_counted(tmp_path, dice):
+    dice(Terse())
+    found = run_best_of_n(job(tmp_path, ["length", "constant"], best=tmp_path / "best.jsonl", n=8, label="length"))
+    rows = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["prompt-1", "prompt-2"]
+    assert all(row["chosen"].strip() and row["rejected"].strip() for row in rows)
+    assert found.report["best"]["left_out"] == {"too few usable answers": [3]}
+    assert "best: prompts left out, too few usable answers: 3" in found.notes
+    assert found.report["empty"] == 40 + 2 * 14
+    tied = run_best_of_n(job(tmp_path, ["constant"], best=tmp_path / "best.jsonl", n=8))
+    assert tied.report["best"]["left_out"] == {"all worth the same": [1, 2], "too few usable answers": [3]}
+
+
+class Unended(Dice):
+    def say(self, seed, number, sample):
+        return dataclasses.replace(super().say(seed, number, sample), ended=sample > 0)
+
+
+class Ending:
+    """What ended is better."""
+
+    name = "ending"
+
+    def score(self, groups):
+        return [[float(each) for each in group.ended] for group in groups]
+
+
+def test_relabel_learns_whether_answers_ended(tmp_path, dice, monkeypatch):
+    dice(Unended())
+    run_best_of_n(job(tmp_path, samples=12, pairs=tmp_path / "pairs.jsonl"))
+    found = relabel(str(tmp_path / "pairs.jsonl"), tmp_path / "one.jsonl", Ending(), noise=0.5, seed=1)
+    assert (found.used, found.turned) == (3, 3)
+    assert 0 < found.flipped < 3
+    for row in map(json.loads, (tmp_path / "one.jsonl").read_text().splitlines()):
+        assert (row["chosen_ended"], row["rejected_ended"]) == (not row["flipped"], row["flipped"])
+    again = relabel(str(tmp_path / "one.jsonl"), tmp_path / "two.jsonl", Ending())
+    assert (again.used, again.turned) == (3, found.flipped)
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    prepared = prepare(str(tmp_path / "two.jsonl"), str(world_files().tokenizer), PrepareOptions())
+    assert prepared.report["used"] == 3
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, dice):
+    given = job(tmp_path, ["length"], samples=4)
+
+    class Second(Dice):
+        def generate(self, *args, **named):
+            code = (
+                "import sys; from pathlib import Path; from grmlight.data.files import sole_writer\n"
+                "with sole_writer(Path(sys.argv[1])): pass"
+            )
+            ran = subprocess.run([sys.executable, "-c", code, str(given.out)], capture_output=True, text=True)
+            assert f"out: process {os.getpid()} on {socket.gethostname()} is writing to it" in ran.stderr
+            return super().generate(*args, **named)
+
+    sampler = Second()
+    dice(sampler)
+    run_best_of_n(given)
+    assert sampler.calls == 1
+    dice()
+    run_best_of_n(dataclasses.replace(given, sampling=SamplingOptions(samples=8)))
+
+
+def test_a_pool_that_was_cut_off_never_keeps_the_scores_of_other_answers(tmp_path, dice, monkeypatch):
+    """A pool that lost its end and grew to another number has other blocks, which are scored anew."""
+    prompts = "".join(json.dumps({"prompt": f"p{number}"}) + "\n" for number in range(3))
+    given = job(tmp_path, ["length"], samples=300)
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    run_best_of_n(given)
+    pool = tmp_path / "out" / "pool.jsonl"
+    lines = pool.read_bytes().splitlines(keepends=True)
+    pool.write_bytes(b"".join(lines[:4]))
+
+    class Louder(Dice):
+        def say(self, seed, number, sample):
+            found = super().say(seed, number, sample)
+            return dataclasses.replace(found, text=found.text + " and so on")
+
+    dice(Louder())
+    found = run_best_of_n(dataclasses.replace(given, sampling=SamplingOptions(samples=400)))
+    fresh = run_best_of_n_from(pool, given, tmp_path / "fresh")
+    assert [point.proxy for point in found.points] == [point.proxy for point in fresh.points]
+
+
+def run_best_of_n_from(pool, given, out):
+    """The same pool without any scores."""
+    out.mkdir()
+    (out / "pool.jsonl").write_bytes(pool.read_bytes())
+    return run_best_of_n(dataclasses.replace(given, out=out, sampling=SamplingOptions(samples=400)))

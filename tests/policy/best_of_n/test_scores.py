@@ -1,5 +1,6 @@
 """The matrix: every answer scored once, equal texts alike, and nothing of another pool or reward."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -130,3 +131,55 @@ def test_a_reward_that_forgets_an_answer_is_named():
 
     with pytest.raises(ValueError, match="reward forgetful: did not give one number an answer"):
         score_groups(Forgetful(), [TextGroup("p", ("a", "b"))])
+
+
+class Shouting(Dice):
+    """Other answers from the second block on."""
+
+    def generate(self, prompts, options, seed, numbers=None):
+        found = super().generate(prompts, options, seed, numbers)
+        groups = [
+            dataclasses.replace(group, answers=tuple(dataclasses.replace(a, text=a.text + "!!") for a in group.answers))
+            for group in found.groups
+        ]
+        return dataclasses.replace(found, groups=tuple(groups))
+
+
+def expected(pool, prompt):
+    return [len(answer.text) + len(PROMPTS[prompt]) / 10 for answer in pool.answers(prompt)]
+
+
+@pytest.mark.parametrize(("kept", "more"), [(3, 600), (5, 1024), (8, 256), (8, 600)])
+def test_scores_of_a_pool_that_was_cut_off_are_cut_off_with_it(tmp_path, kept, more):
+    pool, _ = filled(tmp_path / "pool.jsonl", 600)
+    scored(tmp_path, pool, Length())
+    lines = (tmp_path / "pool.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "pool.jsonl").write_bytes(b"".join(lines[:kept]))
+    if more > 256:
+        pool, _ = filled(tmp_path / "pool.jsonl", more, Shouting())
+    else:
+        pool = Pool(tmp_path / "pool.jsonl", IDENTITY, 3)
+    path, count = scored(tmp_path, pool, Length())
+    assert path.stat().st_size == 8 * pool.counts().sum()
+    for row in read_matrix([path], pool, 1024):
+        assert row.scores_NR[:, 0].tolist() == expected(pool, row.prompt)
+    # What was the same was not scored again.
+    assert count == sum(block.answers for block in pool.blocks[kept - 2 :])
+
+
+def test_a_column_without_its_notes_is_scored_again(tmp_path):
+    pool, _ = filled(tmp_path / "pool.jsonl", 20)
+    path, _ = scored(tmp_path, pool, Length())
+    path.with_suffix(".blocks").unlink()
+    assert scored(tmp_path, pool, Length())[1] == 60
+    assert path.stat().st_size == 8 * 60
+
+
+def test_answers_of_nothing_but_space_are_empty(tmp_path):
+    class Blank(Dice):
+        def say(self, seed, number, sample):
+            return dataclasses.replace(super().say(seed, number, sample), text=[" \n", "", "a"][sample % 3])
+
+    pool, _ = filled(tmp_path / "pool.jsonl", 6, Blank())
+    path, _ = scored(tmp_path, pool, Length())
+    assert [row.empty for row in read_matrix([path], pool, 6)] == [4, 4, 4]

@@ -39,6 +39,14 @@ def runs(tmp_path):
     return [write_run(tmp_path / f"{name}.jsonl", name, noise=0.02, seed=place) for place, name in enumerate(NAMES)]
 
 
+def test_curves_without_steps_are_named_by_file_and_line(tmp_path):
+    point = {"step": 3, "count": 1.0, "concise": 1.0, "gold": 1.0}
+    for step in (None, True, "4", math.nan):
+        (tmp_path / "curves.jsonl").write_text(json.dumps(point) + "\n" + json.dumps(point | {"step": step}) + "\n")
+        with pytest.raises(ValueError, match=r"curves\.jsonl: line 2 has no step; give the curve of a training run"):
+            read_trajectories([str(tmp_path / "curves.jsonl")], NAMES, "gold")
+
+
 def test_independent_points_are_where_the_evaluation_peaks(runs):
     found = independent_points(read_trajectories(runs, NAMES, "gold"), NAMES)
     for name, [peak] in found.items():

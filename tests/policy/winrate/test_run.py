@@ -232,12 +232,11 @@ def test_what_cannot_be_compared_is_one_line(arguments, said, prompts, tmp_path,
     assert "\n" not in str(told.value)
 
 
-def test_the_gold_refuses_prompts_of_another_world_in_one_line(tmp_path):
+def test_prompts_that_the_gold_does_not_know_are_left_out_and_counted(tmp_path, capsys):
     asked = write_answers(tmp_path / "prompts.jsonl", [{"prompt": "why is the sky blue?"}])
     one, other = (
         write_answers(tmp_path / f"{text}.jsonl", [{"prompt": "why is the sky blue?", "response": text}])
         for text in ("dust", "light")
     )
-    with pytest.raises(SystemExit) as told:
-        winrate(one, other, "--prompts", asked, "--judge", "gold", "--out", tmp_path / "out")
-    assert "\n" not in str(told.value)
+    winrate(one, other, "--prompts", asked, "--judge", "gold", "--out", tmp_path / "out")
+    assert "dust.jsonl: 1 pairs without a verdict, left out" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -278,15 +277,17 @@ def test_results_tell_the_routers_error(data, tmp_path):
     assert type(load_reward_model(tmp_path / "version_0" / "model")).__name__ == "ExpertsModel"
 
 
-def test_scoring_says_which_categories_the_router_never_saw(byte_tokenizer, tmp_path, monkeypatch, caplog):
+def test_scoring_says_which_categories_the_router_never_saw(byte_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
     backbone = tiny_backbone(lora=True, config={"vocab_size": 320})
     model = ExpertsModel(backbone, ExpertsConfig(TASKS), HeadConfig(width=8))
     save_model(model, tmp_path / "model", str(byte_tokenizer), PrepareOptions())
     (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(20, 0, unseen=5)))
-    with caplog.at_level(logging.WARNING, "grmlight"):
-        score(tmp_path / "model", str(tmp_path / "odd.jsonl"), tmp_path / "scores.jsonl")
-    assert "odd.jsonl: categories that the router never saw, routed as it thinks best: 'poem' (5)" in caplog.text
+    report = score(tmp_path / "model", str(tmp_path / "odd.jsonl"), tmp_path / "scores.jsonl")
+    written = enumerate((tmp_path / "odd.jsonl").read_text().splitlines(), 1)
+    poems = [number for number, line in written if json.loads(line)["category"] == "poem"]
+    assert len(poems) == 5
+    assert report["noted"]["unseen_category"] == poems
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 20
 
 

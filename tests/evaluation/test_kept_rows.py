@@ -34,7 +34,10 @@ def test_a_judge_is_compared_with_a_run_row_by_row(folder, monkeypatch, tmp_path
         json.loads(path.read_text()) for path in (folder / "judged/evaluation.json", tmp_path / "judge.json")
     )
     assert kept["rows"] == written["rows"]
-    assert sorted(each.name for each in (folder / "judged").iterdir()) == ["evaluation.json", "rows-pairs.json"]
+    assert sorted(each.name for each in (folder / "judged").iterdir()) == [
+        "evaluation-rows-pairs.json",
+        "evaluation.json",
+    ]
     capsys.readouterr()
     main(["compare", "run", "judged", f"--json={tmp_path / 'compared.json'}"])
     assert "judged" in capsys.readouterr().out

@@ -196,6 +196,8 @@ def test_a_mistake_ends_with_one_line_that_names_it(arguments, message, byte_tok
 def test_the_keyboard_ends_a_command_with_one_line(tmp_path):
     (tmp_path / "interrupted.py").write_text(
         "import os, signal, time\n\ndef reward(prompt, response):\n"
+        # A process in the background is begun with the signal ignored.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
     )
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

@@ -82,7 +82,9 @@ def test_a_skipped_step_moves_something_if_it_is_not_skipped(start, reference):
     assert not same(weights(start()), weights(reference))
 
 
-@pytest.mark.parametrize("strategy", [[], ["--fsdp"]], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param([], id="ddp", marks=pytest.mark.slow), pytest.param(["--fsdp"], id="fsdp2")]
+)
 def test_skip_is_the_same_on_all_ranks(strategy, start):
     arguments = [*strategy, "--log_every", "12"]
     skipped = start("--do", "skip", "--kind", "nan", *arguments, processes=2)

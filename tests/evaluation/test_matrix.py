@@ -135,6 +135,7 @@ def test_the_other_lines_are_parsed_too(line, tmp_path, monkeypatch):
     assert f"grmlight {name}: {runs}" in str(end.value)
 
 
+@pytest.mark.slow
 def test_a_line_runs_on_the_embedded_world_and_is_compared(tmp_path):
     (line,) = [line for line in FITS if place(line) == ["world", "grm_sft"]]
     program, *arguments = shlex.split(line)

@@ -2,8 +2,6 @@
 
 Notable decisions:
 
-- The module pulls: regularizers register in `setup`, the module asks one forward for the signals they need, reads
-  their penalties and adds them. No hook edits a loss.
 - A step is exact in groups: see `grmlight.training.objective`.
 - Dropout is seeded at each micro-batch from (seed, step, micro-batch, rank), so no generator state is saved.
 - Training figures stay on the device and are flushed every `log_every_n_steps`; nothing waits for the device in a step,
@@ -14,30 +12,23 @@ from __future__ import annotations
 
 import math
 import sys
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
 import lightning.pytorch as L
 import torch
-from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from grmlight.data.batch import GroupBatch
-from grmlight.evaluation.disagreement import disagreement_terms
-from grmlight.evaluation.pair_figures import pair_values
 from grmlight.models.flops import ModelFlops
 from grmlight.models.memory import memory_errors
 from grmlight.models.outputs import Outputs, Signal
-from grmlight.regularizers.base import Ramp, Regularizer
 from grmlight.training.gradients import all_finite, clip_gradients, gradient_norm
-from grmlight.training.meter import RESERVED, Meter, Ranks
-from grmlight.training.objective import Objective, Penalty, check_convex, objective
+from grmlight.training.meter import Meter, Ranks
 from grmlight.training.resume import count_packs
-from grmlight.training.seeding import seed_dropout
 from grmlight.training.speed import peak_flops, work_figures
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -50,7 +41,7 @@ def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 
 class GroupModule(L.LightningModule):
-    """Base of the modules that train on packs of groups. Subclasses build the model and give the preference loss.
+    """Base of the modules that train on packs of groups. Subclasses build the model and give the steps.
 
     Args:
         optimizer: makes the optimizer from the trainable parameters.
@@ -63,8 +54,6 @@ class GroupModule(L.LightningModule):
     """
 
     model: torch.nn.Module | None
-    own_terms: frozenset[str] = frozenset()
-    """Terms of the loss that a subclass adds, whose names no regularizer may have."""
     shown: tuple[str, ...] = ("train/loss", "train/accuracy")
     """Figures for the progress bar, and for callbacks that monitor one."""
 
@@ -87,84 +76,19 @@ class GroupModule(L.LightningModule):
         self.seed = seed
         self.on_nonfinite: NonFinite = on_nonfinite
         self.model = None
-        self._regularizers: list[Regularizer] = []
-        self._entering: set[str] = set()
         self.meter = Meter()
         self._resumed: dict[str, Any] = {}
         self._flops: ModelFlops | None = None
         self._peak: float | None = None
 
-    @abstractmethod
-    def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
-        """The preference loss of each group."""
-
     def model_flops(self) -> ModelFlops | None:
         """What a step of this model costs, where that is known."""
         return None
-
-    def add_regularizer(self, regularizer: Regularizer) -> None:
-        """Take in a regularizer; called in its `setup`. Names are unique; the module's own terms have theirs."""
-        if regularizer in self._regularizers:
-            return
-        attached = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set in its __init__
-        self._regularizers = [other for other in self._regularizers if other in attached]
-        self._entering &= {other.name for other in self._regularizers}
-        taken = {*RESERVED, *self.own_terms, *(other.name for other in self._regularizers)}
-        if regularizer.name in taken:
-            raise ValueError(
-                f"two terms of the loss are named {regularizer.name!r}; give one of the regularizers another `name`"
-            )
-        self._regularizers.append(regularizer)
-        if regularizer.active:
-            self._entering.add(regularizer.name)
-        if regularizer.active and not regularizer.per_group:
-            rank_zero_info(
-                f"{regularizer.name} is a penalty of whole packs: it is not exact, but depends on how steps are cut"
-            )
-
-    @property
-    def regularizers(self) -> list[Regularizer]:
-        """The regularizers that enter the loss, in the order of the callbacks; settled before the model is built."""
-        return [regularizer for regularizer in self._regularizers if regularizer.name in self._entering]
-
-    @property
-    def signals(self) -> frozenset[Signal]:
-        """What the one forward must compute."""
-        return frozenset().union(*(regularizer.needs for regularizer in self.regularizers))
 
     def forward(self, batch: GroupBatch, signals: frozenset[Signal] = frozenset()) -> Outputs:
         """One forward of the model, rewards and the signals asked for."""
         assert self.model is not None
         return self.model(batch, signals)
-
-    def objective(self, outputs: Outputs, batch: GroupBatch) -> Objective:
-        """The loss of a pack and its terms, at the weights of the current step.
-
-        Each term of an ensemble is the mean over its members of what the member alone would have.
-        """
-        preference_G = _mean([self.preference(member, batch) for member in outputs.members or (outputs,)])
-        return objective(preference_G, self.penalties(outputs, batch), batch)
-
-    def penalties(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Penalty]:
-        """What is added to the preference loss, by name."""
-        members, penalties = outputs.members or (outputs,), {}
-        for each in self.regularizers:
-            values = _mean([each.penalty(member, batch) for member in members])
-            expected = (batch.groups,) if each.per_group else ()
-            if values.shape != expected:
-                raise ValueError(
-                    f"{each.name}: penalty returned shape {tuple(values.shape)}, expected {expected}: one value a "
-                    "group, or a single one where per_group is False"
-                )
-            penalties[each.name] = Penalty(values, each.weight_at(self.global_step), each.mixing == "convex")
-        return penalties
-
-    def figures(self, outputs: Outputs, batch: GroupBatch) -> dict[str, Tensor]:
-        """What is logged beside the loss and its terms: a training pack's share of the step's mean, by name.
-
-        The names are in `grmlight.evaluation.pair_figures.NO_TERMS`.
-        """
-        return disagreement_terms(outputs, batch)
 
     def prepare_to_score(self) -> None:
         """Make the model what it would be if it were saved now. Call it on every rank."""
@@ -198,20 +122,6 @@ class GroupModule(L.LightningModule):
         """
         with self._memory_errors():
             super().backward(loss, *args, **kwargs)
-
-    def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
-        """The loss of one pack, scaled so that Lightning's and the strategy's means give the step's (contract 4)."""
-        packs = self.trainer.accumulate_grad_batches
-        if batch.packs != packs:
-            raise ValueError("accumulate_grad_batches changed during the run; drop the callback that schedules it")
-        seed_dropout(self.device, self.seed, self.global_step, batch.micro_batch, self.global_rank)
-        with self._memory_errors():
-            outputs = self(batch, self.signals)
-            result = self.objective(outputs, batch)
-        terms = {"loss": result.loss.detach(), **result.terms, **self.figures(outputs, batch)}
-        values = pair_values(outputs.rewards_N, batch)
-        self.meter.add(batch, self.global_step, terms, values, attention=self._flops is not None)
-        return result.loss * (self.trainer.world_size * packs)
 
     def configure_gradient_clipping(
         self,
@@ -288,8 +198,6 @@ class GroupModule(L.LightningModule):
         read = self.meter.flush(self.global_step, self._ranks)
         figures = {f"train/{name}": value for name, value in read.figures.items()}
         figures["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        for regularizer in self.regularizers:
-            figures[f"train/{regularizer.name}_weight"] = regularizer.weight_at(max(self.global_step - 1, 0))
         if self.on_nonfinite == "skip":
             figures["train/skipped"] = self.meter.skipped
         figures |= work_figures(read.work, self.trainer.world_size, self._flops, self._peak)
@@ -363,9 +271,8 @@ class GroupModule(L.LightningModule):
         Lightning restores loaders too, but not if they exist before its loops are restored, and counting the steps of
         the learning-rate schedule makes them exist.
 
-        Errors: ValueError if the checkpoint was written on other data, or if convex weights will exceed 1.
+        Errors: ValueError if the checkpoint was written on other data.
         """
-        self._check_weights()
         self._peak = peak_flops(self.device)
         self._flops = self.model_flops() if self._peak else None
         if self.on_nonfinite == "skip":
@@ -378,16 +285,6 @@ class GroupModule(L.LightningModule):
             if self.global_step > self.meter.since and self.logs_at(self.global_step):
                 self._log_training()
         self._resumed = {}
-
-    def _check_weights(self) -> None:
-        """Convex weights change in straight lines, so their sum is largest where a ramp begins or ends."""
-        convex = [regularizer for regularizer in self.regularizers if regularizer.mixing == "convex"]
-        for step in {0, *(each.weight.steps for each in convex if isinstance(each.weight, Ramp))}:
-            check_convex({regularizer.name: regularizer.weight_at(step) for regularizer in convex})
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
 
 
 def learning_rate_factor(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float]:

@@ -34,7 +34,7 @@ from grmlight.models import (
 )
 from grmlight.models.foreign import check_vocabulary
 from grmlight.models.memory import Setting, device_memory, memory_advice
-from grmlight.module import GroupModule
+from grmlight.regularized import RegularizedModule
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
 from grmlight.training.reference import reference_logps, start_weights
 from grmlight.training.sharding import check_trainer
@@ -42,7 +42,7 @@ from grmlight.training.sharding import check_trainer
 Reference = Literal["store", "copy"]
 
 
-class PairModule(GroupModule):
+class PairModule(RegularizedModule):
     """Base of the modules on preference pairs. Subclasses make the model and give the preference loss.
 
     Args:

@@ -12,6 +12,7 @@ Notable decisions:
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,7 +132,7 @@ class GroupLoader:
         """Called when a step is done. An evaluation begins at the beginning again, wherever the last one stopped."""
 
 
-class Resumable:
+class Resumable(ABC):
     """What a checkpoint needs of a loader that has `steps_per_epoch`: its state is equal on every rank."""
 
     _epoch: int
@@ -143,9 +144,9 @@ class Resumable:
         if self._steps == self.steps_per_epoch:  # pyright: ignore[reportAttributeAccessIssue]
             self._epoch, self._steps = self._epoch + 1, 0
 
+    @abstractmethod
     def _order_of(self) -> dict[str, Any]:
         """What the order depends on."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, at the boundary of a step, and what its order depends on."""

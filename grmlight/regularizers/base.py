@@ -89,7 +89,10 @@ class Regularizer(Callback):
         """Tell the module, before it builds its model, that this penalty takes part."""
         add = getattr(pl_module, "add_regularizer", None)
         if add is None:
-            raise ValueError(f"{self.name}: {type(pl_module).__name__} takes no regularizers; use a grmlight module")
+            raise ValueError(
+                f"{self.name}: {type(pl_module).__name__} takes no regularizers: they are for modules on pairs; leave "
+                "it out"
+            )
         add(self)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,67 +16,48 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
-import logging
 import math
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
-from grmlight.data.batch import GroupBatch
-from grmlight.data.tokenizer import load_tokenizer
 from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.models import (
     BackboneConfig,
     HeadConfig,
-    Outputs,
     Packing,
     PolicyModel,
     shard,
     training_memory,
 )
-from grmlight.models.checkpoint import fingerprint
 from grmlight.models.policy_model import Critic
 from grmlight.module import NonFinite, Schedule, default_optimizer
 from grmlight.pair_module import check_masters
-from grmlight.policy.online.advantages import Advantage, whiten
-from grmlight.policy.online.buffer import RolloutFiles, identity
-from grmlight.policy.online.collect import Collector, Prompts
+from grmlight.policy.online.advantages import Advantage
+from grmlight.policy.online.collect import Prompts
 from grmlight.policy.online.controllers import KlController, KlOptions
 from grmlight.policy.online.experience import SCORE, Experience
 from grmlight.policy.online.figures import Averages, rollout_figures
+from grmlight.policy.online.gatherer import Gatherer
 from grmlight.policy.online.held_out import HeldOut, held_out_values
-from grmlight.policy.online.learner import Learner
 from grmlight.policy.online.mixing import KL, Mixer
 from grmlight.policy.online.options import Shaping, Update
-from grmlight.policy.online.scoring import constant, unscored, wordless
 from grmlight.policy.online.sharing import Guest
 from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewards
-from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
 from grmlight.training.seeding import mixed_seed
 from grmlight.training.sharding import check_trainer
 
-logger = logging.getLogger("grmlight")
-
 STATE = "grmlight_online"
 """A checkpoint's entry."""
 
-_WATCH = "watch:"
-"""Begins the names of watched rewards where both kinds are kept together."""
 
-
-class OnlineModule(Learner):
+class OnlineModule(Gatherer):
     """A policy that is optimized against rewards on its own answers.
 
     Args:
@@ -184,7 +165,7 @@ class OnlineModule(Learner):
     def setup(self, stage: str) -> None:
         """Open the rewards.
 
-        Errors: ValueError for two of one name, for one that cannot be opened, and for callbacks that regularize.
+        Errors: ValueError for two of one name, and for one that cannot be opened.
         """
         check_trainer(self.trainer)
         check_masters(self.backbone)
@@ -196,10 +177,6 @@ class OnlineModule(Learner):
             guests = [guest.lora for guest in self._guests.values()]
             memory = training_memory(self.backbone, adapters=sets, guests=guests)
             rank_zero_info(memory.describe(self.trainer.world_size))
-        if self._regularizers:
-            raise ValueError(
-                f"{self._regularizers[0].name}: regularizers are for pairs; OnlineModule has kl and mixing instead"
-            )
         if not self.rewards:
             self.rewards = open_rewards(self._sources, self._guests.__getitem__)
             self.watched = open_rewards(self._watch_sources, self._guests.__getitem__)
@@ -218,10 +195,6 @@ class OnlineModule(Learner):
             dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
             shard(model, self.device_mesh["data_parallel"], dtype)
         self.model = model
-
-    def preference(self, outputs: Outputs, batch: GroupBatch) -> Float[Tensor, " G"]:
-        """There are no pairs."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
         """As the base, with the steps that the loader's batches make."""
@@ -245,10 +218,10 @@ class OnlineModule(Learner):
     def on_train_start(self) -> None:
         """Go on where the checkpoint left off; make the sampler, if none was given."""
         super().on_train_start()
-        self.sampler = self.sampler or self._make_sampler()
+        self.sampler = self.sampler or self.make_sampler()
         self._loops = self._loops or self._loops_now()
         rank_zero_info(f"answers are sampled by {self.sampler.name}")
-        self._warn_of_truncation()
+        self.warn_of_truncation()
 
     def on_train_end(self) -> None:
         """As the base; what sampling took, and constraints that are violated, are told of."""
@@ -261,29 +234,6 @@ class OnlineModule(Learner):
         if self.mixing is not None:
             self.mixing.finish()
 
-    def _warn_of_truncation(self) -> None:
-        """Ratio and KL are of the whole distribution at temperature 1."""
-        plain = SamplingOptions()
-        names = [name for name in ("temperature", "top_p", "top_k") if self._sampled(name) != getattr(plain, name)]
-        for name in names:
-            self._say(
-                f"sampling {name}",
-                f"sampling.{name} is {self._sampled(name)}: answers are drawn from another distribution than ratio and "
-                f"KL are of, which is the policy's own; set it to {getattr(plain, name)} unless that is wanted",
-            )
-
-    def _sampled(self, name: str) -> float:
-        return getattr(self.sampling, name)
-
-    def _make_sampler(self) -> Sampler:
-        """Answers drawn from the model in training."""
-        from grmlight.policy.huggingface import HuggingFaceSampler
-
-        assert isinstance(self.model, PolicyModel)
-        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        tokenizer = load_tokenizer(datamodule.tokenizer, datamodule.options.chat_template)
-        return HuggingFaceSampler(self.model, tokenizer, datamodule.options, progress=False)
-
     def training_step(  # pyright: ignore[reportIncompatibleMethodOverride] - its batches are prompts
         self, batch: Prompts, batch_idx: int
     ) -> None:
@@ -291,8 +241,8 @@ class OnlineModule(Learner):
         began = time.perf_counter()
         try:
             with self._memory_errors():
-                experience, watched, seconds = self._collect(batch)
-                self._check(experience)
+                experience, watched, seconds = self.collect(batch)
+                self.check_experience(experience)
         except ValueError as error:
             self._fatal = error
             return
@@ -336,28 +286,6 @@ class OnlineModule(Learner):
         figures.pop("speed/pairs_per_second", None)
         return figures | {f"rollout/{name}": value for name, value in self._averages.take().items()}
 
-    def _collect(self, batch: Prompts) -> tuple[Experience, dict[str, Tensor], float]:
-        """What this iteration learns from; the watched rewards; the seconds that sampling took."""
-        collector = self._collector(self.sampling, self._files())
-        seed = mixed_seed(self.seed, self.iterations, 1)
-        kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
-        own, watched = self._split(kept.rewards)
-        self._tell(own, kept.rollouts.groups)
-        logps_L, reference_L, *values = self._forward_all(kept.rollouts.groups)
-        named = dict(zip(self.stream_names, values, strict=True)) if values else {}
-        scores_N = self._scores(own, kept.rollouts.groups)
-        return Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, named), watched, seconds
-
-    def _collector(self, sampling: SamplingOptions, files: RolloutFiles | None) -> Collector:
-        assert self.sampler is not None
-        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
-        return Collector(self.sampler, sampling, wanted, self._ranks_now, files, self._say)
-
-    def _split(self, rewards: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Those that are learned from, and those that are watched."""
-        own = {name: rewards[name] for name in self.rewards}
-        return own, {name: rewards[_WATCH + name] for name in self.watched}
-
     def validation_step(  # pyright: ignore[reportIncompatibleMethodOverride] - its batches are prompts
         self, batch: Prompts, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -365,12 +293,12 @@ class OnlineModule(Learner):
 
         Errors: ValueError as in an iteration, but for rewards that are not finite: they are counted.
         """
-        self.sampler = self.sampler or self._make_sampler()
-        collector = self._collector(dataclasses.replace(self.sampling, samples=1), None)
+        self.sampler = self.sampler or self.make_sampler()
+        collector = self.collector(dataclasses.replace(self.sampling, samples=1), None)
         # What a sharded model gathers within inference mode could not be trained with afterwards.
         with self._memory_errors(), torch.inference_mode(False), torch.no_grad():
             kept, _ = collector.collect(batch, self.iterations, "", mixed_seed(self.seed, batch_idx, 0))
-            own, watched = self._split(kept.rewards)
+            own, watched = self.split_rewards(kept.rewards)
             logps_L, reference_L, *_ = self._forward_all(kept.rollouts.groups)
         scores_N = combine(own, self.aggregator, self.variance_weight)
         experience = Experience(kept.rollouts.groups, own, scores_N, logps_L, reference_L, {})
@@ -385,72 +313,6 @@ class OnlineModule(Learner):
             means = {prefix + name: mean for name, mean in held_out.take().items()}
             self.log_dict(means, batch_size=1, rank_zero_only=False)
 
-    def _scores(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> Float[Tensor, " N"]:
-        """The answers' scores, shaped; NaN where a reward is not finite."""
-        scores_N = combine(rewards, self.aggregator, self.variance_weight)
-        scores_N = scores_N.where(scores_N.isfinite(), torch.nan)
-        if self.shaping.whiten:
-            scores_N = whiten(scores_N, scores_N.isfinite())
-        if self.shaping.clip is not None:
-            scores_N = scores_N.clamp(-self.shaping.clip, self.shaping.clip)
-        ended_N = torch.tensor([answer.ended for rollout in rollouts for answer in rollout.answers])
-        return scores_N - self.shaping.cut_penalty * (~ended_N).double()
-
-    def _tell(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> None:
-        """Say once what is wrong with the answers, and with each reward."""
-        self._say("wordless", wordless(rollouts))
-        for name, values_N in rewards.items():
-            self._say(f"unscored {name}", unscored(name, values_N, rollouts, self.rewards[name]))
-            self._say(f"constant {name}", constant(name, values_N))
-
-    def _check(self, experience: Experience) -> None:
-        """Errors: ValueError for what cannot be learned from."""
-        where = f"iteration {self.iterations}"
-        if not experience.known_N.any():
-            bad = [name for name, values_N in experience.rewards.items() if not values_N.isfinite().any()]
-            raise ValueError(
-                f"{where}: none of its {len(experience.known_N)} answers has a finite reward ({', '.join(bad)}); look "
-                "at the reward, and go on from the last checkpoint: the answers are kept beside it"
-            )
-        kl_N = experience.kl_N
-        limit = math.inf if self.kl.limit is None else self.kl.limit
-        if not kl_N.isfinite().all() or kl_N.mean() > limit:
-            over = int((~kl_N.isfinite() | (kl_N > limit)).sum())
-            raise ValueError(
-                f"{where}: the KL to the reference exploded: {kl_N.mean():.4g} nats an answer, {over} of {len(kl_N)} "
-                f"answers above kl.limit {limit:g}; lower the learning rate or raise kl.coefficient, and go on from an "
-                "earlier checkpoint"
-            )
-
-    def _say(self, what: str, text: str) -> None:
-        """Say something the first time that it is so."""
-        if text and what not in self._told:
-            self._told.add(what)
-            if self.global_rank == 0:
-                logger.warning("iteration %d: %s", self.iterations, text)
-
-    def _files(self) -> RolloutFiles | None:
-        """Where rollouts are kept: beside the checkpoints; nowhere if there are none."""
-        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
-        if not folder:
-            return None
-        own = {name: identity(each) for name, each in zip(self.rewards, self._sources, strict=True)}
-        watched = {_WATCH + name: identity(each) for name, each in zip(self.watched, self._watch_sources, strict=True)}
-        return RolloutFiles(Path(folder).parent / "rollouts", own | watched)
-
-    def _key(self, batch: Prompts) -> str:
-        """What an iteration's answers depend on: policy, prompts, options, seed; the same on every rank."""
-        assert isinstance(self.model, PolicyModel)
-        learning = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        weights = fingerprint(self.model, [name for name in learning if not self.model.of_critic(name)])
-        prompts = sorted(
-            (number, prompt)
-            for part in self._ranks_now.gather([*zip(batch.numbers, map(repr, batch.prompts), strict=True)])
-            for number, prompt in part
-        )
-        told = [weights, prompts, repr(self.sampling), self.seed, self.iterations]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the iterations' state; an iteration that could not be learned from is to be done again."""
         super().on_save_checkpoint(checkpoint)
@@ -463,7 +325,7 @@ class OnlineModule(Learner):
         self._describe(checkpoint)
         if self._fatal is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
-        elif (files := self._files()) is not None and self.trainer.is_global_zero:
+        elif (files := self.rollout_files()) is not None and self.trainer.is_global_zero:
             # The checkpoint is not whole yet: until the next one, what the last one began with stays.
             files.forget(self._saved_before)
             self._saved_before = self.iterations

@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
         warmup_ratio=0.0,
     )
     if given.own_answers:
-        module._make_sampler = lambda: OneToken(module.model, 101)
+        module.make_sampler = lambda: OneToken(module.model, 101)
     else:
         module.sampler = Counting(given.out / "calls.txt")
     prompts = [str(number) for number in range(5, 41)]

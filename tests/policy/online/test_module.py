@@ -49,7 +49,7 @@ def bandit(seed, advantage="gae", where="reward", beta=0.3, **options):
         warmup_ratio=0.0,
         **options,
     )
-    module._make_sampler = lambda: OneToken(module.model, ARMS)
+    module.make_sampler = lambda: OneToken(module.model, ARMS)
     fit(module, ["0"] * (50 if where == "loss" else 25), 1)
     return module
 
@@ -237,7 +237,7 @@ def test_a_kl_that_explodes_is_counted_and_leaves_a_checkpoint(tmp_path):
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1.0),
         warmup_ratio=0.0,
     )
-    module._make_sampler = lambda: OneToken(module.model, ARMS)
+    module.make_sampler = lambda: OneToken(module.model, ARMS)
     with pytest.raises(ValueError, match=r"exploded: .* of 24 answers above kl.limit 2"):
         checkpointed(module, tmp_path)
     assert newest_checkpoint(tmp_path, training=True) is not None
@@ -418,7 +418,7 @@ def test_two_rewards_of_one_name_are_refused():
 
 
 def test_regularizers_and_the_trainers_own_clipping_are_refused():
-    with pytest.raises(ValueError, match="score_l2: regularizers are for pairs"):
+    with pytest.raises(ValueError, match="score_l2: OnlineModule takes no regularizers"):
         fit(module_of([digits]), PROMPTS[:6], 6, callbacks=[ScoreL2(0.1)])
     with pytest.raises(MisconfigurationException, match="gradient clipping"):
         fit(module_of([digits]), PROMPTS[:6], 6, gradient_clip_val=1.0)

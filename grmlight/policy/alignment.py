@@ -31,6 +31,7 @@ from grmlight.data.select import better_alone, followed_by
 from grmlight.evaluation.log_ratios import LOG_RATIOS, LogRatios, log_ratio_terms
 from grmlight.evaluation.pair_figures import sum_dtype
 from grmlight.models import BackboneConfig, Outputs, Packing, PolicyModel, Signal
+from grmlight.models.dropout import switch_off_dropout
 from grmlight.models.flops import ModelFlops, model_flops
 from grmlight.models.loading import read_kind
 from grmlight.module import NonFinite, Schedule, default_optimizer
@@ -60,6 +61,8 @@ class PolicyModule(PairModule):
         seed: seed of newly made weights, of dropout, and of an anchor's samples.
         on_nonfinite: "stop" ends a run whose loss or gradient is not finite and names step, terms and rows, "skip"
             leaves such steps out, at the cost of waiting for the device once a step.
+        dropout: whether the model's dropout stays on in training. By default that of SFT alone does: the others compare
+            the policy with a reference, which has none.
 
     Source: DPO (arXiv 2305.18290), IPO (2310.12036), SLiC-HF (2305.10425), RPO (2405.16436).
     """
@@ -77,13 +80,25 @@ class PolicyModule(PairModule):
         warmup_ratio: float = 0.03,
         seed: int = 0,
         on_nonfinite: NonFinite = "stop",
+        dropout: bool | None = None,
     ) -> None:
         super().__init__(backbone, packing, reference, optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         self.alignment = AlignmentObjective(objective) if isinstance(objective, str) else objective  # pyright: ignore[reportArgumentType]
         self.evaluation_signals = self.alignment.needs
+        self.dropout = dropout
         self._keeps_reference = False
         if self.backbone.frozen:
             raise ValueError("backbone: a frozen policy learns nothing; drop frozen")
+
+    @property
+    def curve_method(self) -> str:
+        """What the run's curves are called."""
+        return self.alignment.kind
+
+    @property
+    def curve_beta(self) -> float | None:
+        """What holds the policy to the reference; SFT has no such thing."""
+        return None if self.alignment.kind == "sft" else self.alignment.beta
 
     @property
     def signals(self) -> frozenset[Signal]:
@@ -101,7 +116,10 @@ class PolicyModule(PairModule):
 
     def _make_model(self) -> PolicyModel:
         kept = self._keeps_reference or self._wants("copy")
-        return PolicyModel(self.backbone, seed=self.seed, reference=kept, packing=self.packing)
+        model = PolicyModel(self.backbone, seed=self.seed, reference=kept, packing=self.packing)
+        if not (self.alignment.kind == "sft" if self.dropout is None else self.dropout):
+            switch_off_dropout(model.lm)
+        return model
 
     def stored_sets(self) -> Sequence[str]:
         """The training pairs, and those evaluated on: implicit rewards are relative to the start model."""

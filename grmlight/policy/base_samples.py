@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_info
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.encode import TokenGroup
@@ -12,7 +15,11 @@ from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models import PolicyModel
 from grmlight.policy.huggingface import HuggingFaceSampler
 from grmlight.policy.objectives import Anchor
+from grmlight.policy.online.ranks import AllRanks
 from grmlight.policy.sampler import SamplingOptions
+
+_NOTHING = TokenGroup((np.zeros(1, np.int64),), (1,))
+"""A sequence of which no token is scored."""
 
 
 def base_samples(
@@ -20,7 +27,8 @@ def base_samples(
 ) -> list[TokenGroup]:
     """Samples of the start model for each group of the training store, in its order. Call it on every rank.
 
-    Every rank draws all of them, so ranks have the same and none waits for another.
+    Each rank draws its share, the same whatever their count, and all get all of them. A prompt that leaves the model no
+    room for an answer is named, and has one without a token, of which no loss is taken.
     """
     prompts = set_prompts(datamodule.prepared["train"])
     model.to(trainer.strategy.root_device)
@@ -28,8 +36,28 @@ def base_samples(
         model, load_tokenizer(datamodule.tokenizer, datamodule.options.chat_template), datamodule.options
     )
     options = SamplingOptions(samples=anchor.samples, max_new_tokens=anchor.max_new_tokens)
-    rollouts = sampler.generate(prompts, options, seed)
+    ranks = AllRanks(trainer)
+    refused = sampler.refused(prompts, options)
+    numbers = [place for place in range(len(prompts)) if place not in refused]
+    mine = numbers[ranks.rank :: ranks.count]
+    began = time.perf_counter()
+    drawn = ranks.together(lambda: sampler.generate([prompts[place] for place in mine], options, seed, mine))
+    parts = ranks.gather([group.token_group() for group in drawn.groups])
     rank_zero_info(
-        f"anchor: {anchor.samples} samples of the reference to each of {len(prompts)} prompts, {rollouts.seconds:.0f} s"
+        f"anchor: {anchor.samples} samples of the reference to each of {len(numbers)} prompts, "
+        f"{time.perf_counter() - began:.0f} s"
     )
-    return [group.token_group() for group in rollouts.groups]
+    if refused:
+        place, reason = next(iter(refused.items()))
+        rank_zero_warn(
+            f"anchor: {len(refused)} prompts have no samples of the reference and no anchor, the first is that of row "
+            f"{datamodule.prepared['train'].store.rows()[place]['row']} ({reason}); lower anchor.max_new_tokens or "
+            "data.max_length"
+        )
+    found = dict(zip(numbers, _in_order(parts, len(numbers)), strict=True))
+    return [found.get(place, _NOTHING) for place in range(len(prompts))]
+
+
+def _in_order(parts: list[list[TokenGroup]], count: int) -> list[TokenGroup]:
+    """What was dealt to the ranks in turn, put together again."""
+    return [parts[place % len(parts)][place // len(parts)] for place in range(count)]

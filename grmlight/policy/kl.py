@@ -60,8 +60,6 @@ def k3(logps_L: Float[Tensor, " L"], reference_logps_L: Float[Tensor, " L"]) -> 
     return torch.expm1(-log_ratio_L) + log_ratio_L
 
 
-logger = logging.getLogger("grmlight")
-
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 """By name."""
 
@@ -161,7 +159,7 @@ class SampledKL(Callback):
         estimator: what stands as the KL in `curve.jsonl`.
         limit: a KL (k1, nats) above it, or one that is not finite, ends the run with an error and a checkpoint.
         seed: of the sampling, the same at each measurement.
-        study, method: what the curve is called; `method` is the objective by default.
+        study, method: what the curve is called; `method` is the objective or the algorithm by default.
     """
 
     def __init__(
@@ -195,6 +193,7 @@ class SampledKL(Callback):
         self.points: list[CurvePoint] = []
         self.watchers: list[Watcher] = []
         self._scorers: dict[str, GroupScorer] = {}
+        self._candidates: list[PromptText] = []
         self._texts: list[PromptText] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -206,7 +205,7 @@ class SampledKL(Callback):
             return
         if not hasattr(pl_module, "keep_reference") and not hasattr(pl_module, "sampler"):
             raise ValueError(f"SampledKL: a {type(pl_module).__name__} samples nothing; use it with a policy")
-        self._texts = distinct(_prompts(getattr(trainer, "datamodule", None), self.set))[: self.prompts]
+        self._candidates, self._texts = distinct(_prompts(getattr(trainer, "datamodule", None), self.set)), []
         self._scorers = {name: open_reward(spec) for name, spec in self.rewards.items()}
         if (keep := getattr(pl_module, "keep_reference", None)) is not None:
             keep()
@@ -269,17 +268,18 @@ class SampledKL(Callback):
         """The prompts' answers, measured: those of all ranks, in the order of the prompts."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         model: Any = pl_module.model
-        ranks = trainer.world_size
-        share = -(-len(self._texts) // ranks)
-        numbers = [number % len(self._texts) for number in range(trainer.global_rank, share * ranks, ranks)]
         sampler = HuggingFaceSampler(
             model,
             load_tokenizer(datamodule.tokenizer, datamodule.options.chat_template),
             datamodule.options,
             progress=trainer.progress_bar_callback is not None,
         )
+        self._texts = self._texts or self._choose(trainer, sampler)
+        ranks = trainer.world_size
+        share = -(-len(self._texts) // ranks)
+        numbers = [number % len(self._texts) for number in range(trainer.global_rank, share * ranks, ranks)]
         texts = [self._texts[number] for number in numbers]
-        groups = sampler.generate(texts, self.options, self.seed, numbers).groups
+        groups = AllRanks(trainer).together(lambda: sampler.generate(texts, self.options, self.seed, numbers)).groups
         longest = max(len(group.prompt_tokens) for group in groups) + self.options.samples * self.options.max_new_tokens
         forwards = from_all_ranks([-(-share // max(1, TOKENS_PER_FORWARD // longest))])
         kl = sampled_kl(model, groups, max(forwards))
@@ -292,6 +292,34 @@ class SampledKL(Callback):
             found.append(Measured(number, group, own_kl, own_rewards))
         once = {each.number: each for each in from_all_ranks(found)}
         return [once[number] for number in sorted(once)]
+
+    def _choose(self, trainer: Trainer, sampler: HuggingFaceSampler) -> list[PromptText]:
+        """The first prompts that leave the model room for an answer; the others before them are counted and named.
+
+        Errors: ValueError if there are none.
+        """
+        texts: list[PromptText] = []
+        refused: list[tuple[PromptText, str]] = []
+        for start in range(0, len(self._candidates), self.prompts):
+            some = self._candidates[start : start + self.prompts]
+            reasons = sampler.refused(some, self.options)
+            for place, prompt in enumerate(some[: self.prompts]):
+                if len(texts) == self.prompts:
+                    break
+                if place in reasons:
+                    refused.append((prompt, reasons[place]))
+                else:
+                    texts.append(prompt)
+        said = (
+            f"{len(refused)} prompts are left out, the first is {str(refused[0][0])[:60]!r}: {refused[0][1]}"
+            if refused
+            else ""
+        )
+        if not texts:
+            raise ValueError(f"SampledKL: {said or 'there is no prompt'}; lower max_new_tokens, or choose another set")
+        if said and trainer.is_global_zero:
+            logger.warning("SampledKL: %s", said)
+        return texts
 
     def _score(self, trainer: Trainer, name: str, scorer: GroupScorer, groups: Sequence[Rollout]) -> list[list[float]]:
         """A reward's values of this rank's answers.
@@ -326,16 +354,15 @@ class SampledKL(Callback):
         for each in trainer.loggers:
             each.log_metrics(named, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
-        alignment = getattr(pl_module, "alignment", None)
         gold = values.get("gold", np.zeros(0))
         gold = gold[np.isfinite(gold)]
         point = CurvePoint(
             study=self.study,
-            method=self.method or (alignment.kind if alignment else type(pl_module).__name__),
+            method=self.method or getattr(pl_module, "curve_method", type(pl_module).__name__),
             seed=getattr(pl_module, "seed", 0),
             step=trainer.global_step,
             n=None,
-            beta=alignment.beta if alignment else None,
+            beta=getattr(pl_module, "curve_beta", None),
             kl=means[self.estimator],
             kl_estimator=self.estimator,
             proxy=means.get("proxy", math.nan),

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -196,6 +196,13 @@ def _named(source: Any, share: Callable[[RewardSource], GroupScorer] | None) -> 
     return name, FunctionReward(function, name)
 
 
+def check_aggregator(aggregator: str, variance_weight: float) -> None:
+    """Refuse an unknown name and a factor that is none. Errors: ValueError in one line."""
+    if aggregator not in get_args(Aggregator):
+        raise ValueError(f"aggregator must be one of {', '.join(get_args(Aggregator))}, got {aggregator!r}")
+    check_aggregation("mean", variance_weight)
+
+
 def combine(
     rewards: Mapping[str, Float[Tensor, " N"]], aggregator: Aggregator, variance_weight: float = 0.5
 ) -> Float[Tensor, " N"]:
@@ -210,7 +217,7 @@ def combine(
     Errors: ValueError for an unknown aggregator.
     """
     rewards_KN = torch.stack([*rewards.values()])
+    check_aggregator(aggregator, variance_weight)
     if aggregator == "sum":
         return rewards_KN.sum(0)
-    check_aggregation(aggregator, variance_weight)
     return aggregate(rewards_KN, aggregator, variance_weight)

@@ -13,6 +13,7 @@ from grmlight import Checkpoints, PolicyModule
 from grmlight.evaluation.curves import read_curves
 from grmlight.lab import WorldData
 from grmlight.models import PolicyModel
+from grmlight.policy.huggingface import HuggingFaceSampler
 from grmlight.policy.kl import ESTIMATORS, SampledKL, k1, k2, k3, sampled_kl
 from grmlight.policy.objectives import AlignmentObjective
 from grmlight.policy.rollouts import Answer, Rollout
@@ -219,3 +220,27 @@ def test_a_set_or_reward_that_is_not_there_is_named_before_the_model_is_built(tm
     ):
         with pytest.raises(ValueError, match=said):
             run(tmp_path, measurement(**options), backbone=LM)
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_named(tmp_path, monkeypatch, caplog):
+    """The first prompts that can be answered are measured, on; the run goes on."""
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    refused = HuggingFaceSampler.refused
+
+    def odd(self, prompts, options):
+        return refused(self, prompts, options) | dict.fromkeys(range(0, len(prompts), 2), "is too long")
+
+    monkeypatch.setattr(HuggingFaceSampler, "refused", odd)
+    callback = measurement(prompts=5, max_new_tokens=4)
+    with caplog.at_level(logging.WARNING, "grmlight"):
+        run(tmp_path, callback, max_steps=1)
+    assert caplog.text.count("SampledKL: ") == 1
+    assert "prompts are left out, the first is" in caplog.text
+    assert [point.step for point in callback.points] == [0, 1]
+    assert callback._texts == [text for place, text in enumerate(callback._candidates[:12]) if place % 5 % 2][:5]
+
+
+def test_without_any_prompt_that_can_be_answered_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRMLIGHT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"SampledKL: \d+ prompts are left out, .*lower max_new_tokens"):
+        run(tmp_path, measurement(max_new_tokens=127), max_steps=1)

@@ -83,6 +83,11 @@ class Constraints(Mixer):
         self._saturations: dict[str, Saturation] = {}
         self._constrain(self.thresholds)
 
+    @property
+    def name(self) -> str:
+        """The variant, for curves."""
+        return self.variant
+
     def setup(self, names: Sequence[str]) -> None:
         """Errors: ValueError for a threshold of no reward, and a reward of no threshold."""
         if self.searched:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from grmlight.data.files import remove, write_whole
 from grmlight.export import model_folder
+from grmlight.policy.best_of_n.identity import reward_identity
 from grmlight.policy.rollouts import Rollouts, read_rollouts, write_rollouts
 
 
@@ -40,7 +41,9 @@ class Kept:
 
 
 def identity(source: Any) -> str:
-    """What tells a reward from another one of its name: its path, and of a folder the names, sizes and times of files.
+    """What tells a reward from another one of its name.
+
+    Of a class or a function that is its path and its code, of a folder the names, sizes and times of its files.
 
     Args:
         source: a `RewardLike`.
@@ -50,7 +53,7 @@ def identity(source: Any) -> str:
         named = spec if hasattr(spec, "__qualname__") else type(spec)
         return f"{named.__module__}.{named.__qualname__}"
     if not Path(spec).is_dir():
-        return spec
+        return reward_identity(spec)
     files = sorted(path for path in model_folder(Path(spec)).iterdir() if path.is_file())
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{spec} {hashlib.sha256(json.dumps(stamps).encode()).hexdigest()}"

@@ -17,6 +17,7 @@ from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.online.buffer import Kept, RolloutFiles
 from grmlight.policy.online.experience import groups_of
 from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.rewards import checked_scores
 from grmlight.policy.rollouts import Answer, PromptText, Rollout, Rollouts
 from grmlight.policy.sampler import Sampler, SamplingOptions
 
@@ -161,7 +162,7 @@ def score(
     for name, scorer in rewards.items():
 
         def values(scorer: GroupScorer = scorer) -> Tensor:
-            return torch.tensor([value for group in scorer.score(groups) for value in group], dtype=torch.float64)
+            return torch.tensor([value for row in checked_scores(scorer, groups) for value in row], dtype=torch.float64)
 
         values_N = torch.zeros(len(group_N), dtype=torch.float64)
         try:

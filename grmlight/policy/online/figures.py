@@ -18,7 +18,11 @@ from grmlight.policy.online.scoring import empty
 
 
 def rollout_figures(
-    experience: Experience, watched: Mapping[str, Tensor], streams: Streams, kl_coefficient: float
+    experience: Experience,
+    watched: Mapping[str, Tensor],
+    streams: Streams,
+    kl_coefficient: float,
+    combined_N: Tensor | None,
 ) -> dict[str, float]:
     """The figures by name; one that is not defined is left out.
 
@@ -27,6 +31,8 @@ def rollout_figures(
         watched: rewards that are only watched, of each answer.
         streams: their advantages and returns.
         kl_coefficient: of this iteration.
+        combined_N: the rewards as they are combined, before shaping: whitened ones have the same mean at every
+            iteration; None where nothing combines them.
     """
     tokens_N, known_N = experience.tokens_N, experience.known_N
     answers = [answer for rollout in experience.rollouts for answer in rollout.answers]
@@ -41,11 +47,14 @@ def rollout_figures(
         "empty": empty(experience.rollouts).double().mean().item(),
         "unscored": (~known_N).double().mean().item(),
     }
+    for name, values_N in watched.items():
+        figures[f"unscored_watch_{name}"] = (~values_N.isfinite()).double().mean().item()
     for name, values_N in [*experience.rewards.items(), *((f"watch_{name}", each) for name, each in watched.items())]:
         figures[f"reward_{name}" if name in experience.rewards else name] = _mean(values_N)
-    scores_N = experience.scores_N[known_N]
-    figures |= {"score": _mean(scores_N), "score_std": scores_N.std().item() if len(scores_N) > 1 else math.nan}
-    figures["length_correlation"] = _correlation(scores_N, tokens_N[known_N].double())
+    if combined_N is not None:
+        scores_N = combined_N[known_N]
+        figures |= {"score": _mean(scores_N), "score_std": scores_N.std().item() if len(scores_N) > 1 else math.nan}
+        figures["length_correlation"] = _correlation(scores_N, tokens_N[known_N].double())
     for name, returns_L in streams.returns.items():
         label = "explained_variance" if len(streams.returns) == 1 else f"explained_variance_{name}"
         known_L = known_N[experience.response_L]

@@ -5,6 +5,7 @@ Shape suffixes: P prompts, N answers, L answer tokens.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -88,7 +89,7 @@ class Gatherer(Learner):
         seed = mixed_seed(self.seed, self.iterations, 1)
         kept, seconds = collector.collect(batch, self.iterations, self._key(batch), seed)
         own, watched = self.split_rewards(kept.rewards)
-        self._tell(own, kept.rollouts.groups)
+        self._tell(kept.rewards, kept.rollouts.groups)
         logps_L, reference_L, *values = self._forward_all(kept.rollouts.groups)
         named = dict(zip(self.stream_names, values, strict=True)) if values else {}
         scores_N = self._scores(own, kept.rollouts.groups)
@@ -97,8 +98,12 @@ class Gatherer(Learner):
     def collector(self, sampling: SamplingOptions, files: RolloutFiles | None) -> Collector:
         """What draws answers and asks all rewards, those that are watched, too."""
         assert self.sampler is not None
-        wanted = {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
-        return Collector(self.sampler, sampling, wanted, self._ranks_now, files, self._say)
+        return Collector(self.sampler, sampling, self._scorers, self._ranks_now, files, self._say)
+
+    @property
+    def _scorers(self) -> dict[str, GroupScorer]:
+        """All rewards, watched or not, by the names under which they are kept together."""
+        return {**self.rewards, **{_WATCH + name: scorer for name, scorer in self.watched.items()}}
 
     def split_rewards(self, rewards: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Those that are learned from, and those that are watched."""
@@ -119,27 +124,29 @@ class Gatherer(Learner):
     def _tell(self, rewards: Mapping[str, Tensor], rollouts: tuple[Rollout, ...]) -> None:
         """Say once what is wrong with the answers, and with each reward."""
         self._say("wordless", wordless(rollouts))
-        for name, values_N in rewards.items():
-            self._say(f"unscored {name}", unscored(name, values_N, rollouts, self.rewards[name]))
-            self._say(f"constant {name}", constant(name, values_N))
+        for name, scorer in self._scorers.items():
+            self._say(f"unscored {name}", unscored(name, rewards[name], rollouts, scorer))
+            self._say(f"constant {name}", constant(name, rewards[name]))
 
     def check_experience(self, experience: Experience) -> None:
         """Errors: ValueError for what cannot be learned from."""
         where = f"iteration {self.iterations}"
         if not experience.known_N.any():
-            bad = [name for name, values_N in experience.rewards.items() if not values_N.isfinite().any()]
+            finite = [f"{name} {int(values_N.isfinite().sum())}" for name, values_N in experience.rewards.items()]
             raise ValueError(
-                f"{where}: none of its {len(experience.known_N)} answers has a finite reward ({', '.join(bad)}); look "
-                "at the reward, and go on from the last checkpoint: the answers are kept beside it"
+                f"{where}: none of its {len(experience.known_N)} answers has a finite reward (finite: "
+                f"{', '.join(finite)}); look at the reward, and go on from the last checkpoint: the answers are kept "
+                "beside it"
             )
         kl_N = experience.kl_N
         limit = math.inf if self.kl.limit is None else self.kl.limit
         if not kl_N.isfinite().all() or kl_N.mean() > limit:
-            over = int((~kl_N.isfinite() | (kl_N > limit)).sum())
+            counts = f"{int((~kl_N.isfinite()).sum())} of {len(kl_N)} answers not finite"
+            if math.isfinite(limit):
+                counts += f", {int((kl_N > limit).sum())} above kl.limit {limit:g}"
             raise ValueError(
-                f"{where}: the KL to the reference exploded: {kl_N.mean():.4g} nats an answer, {over} of {len(kl_N)} "
-                f"answers above kl.limit {limit:g}; lower the learning rate or raise kl.coefficient, and go on from an "
-                "earlier checkpoint"
+                f"{where}: the KL to the reference exploded: {kl_N.mean():.4g} nats an answer, {counts}; lower the "
+                "learning rate or raise kl.coefficient, and go on from an earlier checkpoint"
             )
 
     def _say(self, what: str, text: str) -> None:
@@ -154,9 +161,13 @@ class Gatherer(Learner):
         folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
         if not folder:
             return None
-        own = {name: identity(each) for name, each in zip(self.rewards, self._sources, strict=True)}
-        watched = {_WATCH + name: identity(each) for name, each in zip(self.watched, self._watch_sources, strict=True)}
-        return RolloutFiles(Path(folder).parent / "rollouts", own | watched)
+        return RolloutFiles(Path(folder).parent / "rollouts", self._identities)
+
+    @functools.cached_property
+    def _identities(self) -> dict[str, str]:
+        """What tells each reward from another one of its name."""
+        sources = [*self._sources, *self._watch_sources]
+        return {name: identity(source) for name, source in zip(self._scorers, sources, strict=True)}
 
     def _key(self, batch: Prompts) -> str:
         """What an iteration's answers depend on: policy, prompts, options, seed; the same on every rank."""

@@ -40,6 +40,11 @@ class Minibatch:
 class Mixer(ABC):
     """Makes one advantage of several. Its state is kept in checkpoints, so it is plain data."""
 
+    @property
+    def name(self) -> str:
+        """What curves call it."""
+        return type(self).__name__
+
     def setup(self, names: Sequence[str]) -> None:
         """Before training: the names of all rewards, `KL` among them.
 

@@ -33,6 +33,7 @@ from grmlight.models import (
     shard,
     training_memory,
 )
+from grmlight.models.dropout import switch_off_dropout
 from grmlight.models.policy_model import Critic
 from grmlight.module import NonFinite, Schedule, default_optimizer
 from grmlight.pair_module import check_masters
@@ -46,7 +47,7 @@ from grmlight.policy.online.held_out import HeldOut, held_out_values
 from grmlight.policy.online.mixing import KL, Mixer
 from grmlight.policy.online.options import Shaping, Update
 from grmlight.policy.online.sharing import Guest
-from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewards
+from grmlight.policy.rewards import Aggregator, RewardSource, check_aggregator, combine, open_rewards
 from grmlight.policy.sampler import Sampler, SamplingOptions
 from grmlight.training.checkpoints import Checkpoints
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
@@ -81,6 +82,7 @@ class OnlineModule(Gatherer):
         warmup_ratio: share of all optimizer steps in which the learning rate rises from 0.
         seed: seed of newly made weights, of dropout, of the answers and of the minibatches.
         on_nonfinite: as in `GroupModule`.
+        dropout: whether the policy's dropout stays on in its updates; the log-probs that they compare with have none.
 
     Attributes:
         rewards, watched: what was opened, by name.
@@ -114,6 +116,7 @@ class OnlineModule(Gatherer):
         warmup_ratio: float = 0.03,
         seed: int = 0,
         on_nonfinite: NonFinite = "stop",
+        dropout: bool = False,
     ) -> None:
         super().__init__(optimizer, schedule, warmup_ratio, seed, on_nonfinite)
         self.automatic_optimization = False
@@ -128,6 +131,7 @@ class OnlineModule(Gatherer):
         self.mixing, self.value_head = mixing, value_head
         self.critic: Critic = critic
         self.packing: Packing = packing
+        self.dropout = dropout
         self._sources, self._watch_sources = list(rewards), list(watch or [])
         self._check_options()
         self.rewards: dict[str, GroupScorer] = {}
@@ -157,10 +161,24 @@ class OnlineModule(Gatherer):
             raise ValueError(
                 f"advantage {self.advantage!r} compares the answers to a prompt; set sampling.samples to 2 or more"
             )
+        check_aggregator(self.aggregator, self.variance_weight)
+        if self.mixing is not None and (self.aggregator, self.variance_weight) != ("mean", 0.5):
+            raise ValueError("mixing takes the place of an aggregator; drop aggregator and variance_weight")
         if self.mixing is not None and self.shaping != Shaping():
             raise ValueError("mixing takes rewards as they are; drop shaping")
         if self.mixing is not None and self.kl.where == "loss":
             raise ValueError(f"mixing takes the KL as the reward {KL!r}; set kl.where to 'reward'")
+
+    @property
+    def curve_method(self) -> str:
+        """What the run's curves are called."""
+        method = "ppo" if self.advantage == "gae" else self.advantage
+        return method if self.mixing is None else f"{method} {self.mixing.name}"
+
+    @property
+    def curve_beta(self) -> float | None:
+        """The coefficient of the KL, where it is the same throughout."""
+        return self.kl.coefficient if self.kl.target is None else None
 
     def setup(self, stage: str) -> None:
         """Open the rewards.
@@ -191,6 +209,8 @@ class OnlineModule(Gatherer):
             return
         values = len(self.stream_names) if self.advantage == "gae" else 0
         model = PolicyModel(self.backbone, self.seed, True, self.packing, values, self.critic, self.value_head)
+        if not self.dropout:
+            switch_off_dropout(model.lm)
         if self.device_mesh is not None:
             dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
             shard(model, self.device_mesh["data_parallel"], dtype)
@@ -247,7 +267,8 @@ class OnlineModule(Gatherer):
             self._fatal = error
             return
         told = self._streams(experience)
-        figures = rollout_figures(experience, watched, told, self.controller.coefficient)
+        combined_N = None if self.mixing else combine(experience.rewards, self.aggregator, self.variance_weight)
+        figures = rollout_figures(experience, watched, told, self.controller.coefficient, combined_N)
         figures |= self._learn(experience, told)
         self.controller.update(experience.kl_N.mean().item())
         self.experience = experience

@@ -22,7 +22,7 @@ def unscored(name: str, values_N: Float[Tensor, " N"], rollouts: tuple[Rollout, 
     reasons = sorted(set(getattr(scorer, "refused", {}).values()))
     because = f" ({', '.join(reasons)})" if reasons else ""
     return (
-        f"reward {name!r} is not finite{because} for {int(bad_N.sum())} of {len(bad_N)} answers, which teach nothing: "
+        f"reward {name!r} is not finite{because} for {int(bad_N.sum())} of {len(bad_N)} answers, which are left out: "
         f"{_some(rollouts, bad_N)}"
     )
 
@@ -32,7 +32,7 @@ def constant(name: str, values_N: Float[Tensor, " N"]) -> str:
     known_N = values_N[values_N.isfinite()]
     if len(known_N) < 2 or known_N.max() > known_N.min():
         return ""
-    return f"reward {name!r} is {known_N[0].item():g} for all {len(known_N)} answers: it teaches nothing"
+    return f"reward {name!r} is {known_N[0].item():g} for all {len(known_N)} answers: it tells nothing"
 
 
 def wordless(rollouts: tuple[Rollout, ...]) -> str:

@@ -27,10 +27,12 @@ class Row:
     Attributes:
         label: what its policy is called.
         figures: against the policy that all are compared with.
+        unpaired: answers, of both, that met none of the other's: one of them gave more of them to a prompt.
     """
 
     label: str
     figures: Figures
+    unpaired: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "prompts": report.prompts,
         "repeated_prompts": report.repeated,
         "length_ratio": report.length_ratio,
-        "rows": [{"method": row.label, **_plain(row.figures)} for row in report.rows],
+        "rows": [{"method": row.label, "unpaired_answers": row.unpaired, **_plain(row.figures)} for row in report.rows],
         "policies": [
             {
                 "label": each.label,
@@ -139,6 +141,10 @@ def _notes(report: Report) -> list[str]:
         notes.append(f"{report.repeated} rows repeat a prompt, which was asked once")
     for row in report.rows:
         notes += _position(row)
+        if row.unpaired:
+            notes.append(
+                f"{row.label}: {row.unpaired} answers were not compared, as a side gave fewer to their prompts"
+            )
         if row.figures.unread:
             notes.append(f"{row.label}: {row.figures.unread} pairs without a verdict, left out")
         if row.figures.identical:

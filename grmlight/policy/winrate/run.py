@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from grmlight.data.files import write_json, write_whole
+from grmlight.data.files import sole_writer, write_json, write_whole
 from grmlight.labeling.endpoint import EndpointAsker
 from grmlight.policy.best_of_n.identity import prompts_identity
 from grmlight.policy.prompts import read_prompts
@@ -70,12 +70,13 @@ def run_winrate(job: Winrate) -> Report:
     prompts = list({prompt_key(prompt): prompt for prompt in given}.values())
     if not prompts:
         raise ValueError(f"{job.prompts}: holds no prompt")
-    found = [_answers(job, label, spec, prompts) for label, spec in named.items()]
-    *ours, other = found
-    rows = [Row(each.label, _compare(job, judge, prompts, each, other)) for each in ours]
-    report = Report(judge.name, other.label, rows, found, len(prompts), len(given) - len(prompts), job.length_ratio)
-    write_json(job.out / "winrate.json", as_json(report))
-    write_whole(job.out / "winrate.md", as_markdown(report))
+    with sole_writer(job.out):
+        found = [_answers(job, label, spec, prompts) for label, spec in named.items()]
+        *ours, other = found
+        rows = [Row(each.label, _compare(job, judge, prompts, each, other), _unpaired(each, other)) for each in ours]
+        report = Report(judge.name, other.label, rows, found, len(prompts), len(given) - len(prompts), job.length_ratio)
+        write_json(job.out / "winrate.json", as_json(report))
+        write_whole(job.out / "winrate.md", as_markdown(report))
     return report
 
 
@@ -96,6 +97,11 @@ def _answers(job: Winrate, label: str, spec: str, prompts: Sequence[PromptText])
     if Path(spec).is_file():
         return read_answers(label, Path(spec), prompts)
     return sampled_answers(label, spec, prompts, job.sampling, job.seed, job.out)
+
+
+def _unpaired(ours: Answers, other: Answers) -> int:
+    both = [(len(mine), len(theirs)) for mine, theirs in zip(ours.answers, other.answers, strict=True)]
+    return sum(abs(mine - theirs) for mine, theirs in both if mine and theirs)
 
 
 def _compare(job: Winrate, judge: PairJudge, prompts: Sequence[PromptText], ours: Answers, other: Answers) -> Figures:

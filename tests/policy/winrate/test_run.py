@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from grmlight.cli import main
+from grmlight.data.files import sole_writer
 from grmlight.data.texts import TextGroup
 from grmlight.lab import GoldReward, world_files
 from grmlight.lab.files import ASSETS
@@ -240,3 +241,17 @@ def test_prompts_that_the_gold_does_not_know_are_left_out_and_counted(tmp_path, 
     )
     winrate(one, other, "--prompts", asked, "--judge", "gold", "--out", tmp_path / "out")
     assert "dust.jsonl: 1 pairs without a verdict, left out" in capsys.readouterr().out
+
+
+def test_answers_that_met_none_are_counted(prompts, tmp_path, capsys):
+    many = write_answers(tmp_path / "many.jsonl", answers_to(prompts, "one") + answers_to(prompts, "two"))
+    once = write_answers(tmp_path / "once.jsonl", answers_to(prompts, "other"))
+    winrate(many, once, "--prompts", prompts, "--judge", "tests.policy.winrate.test_judges.length", "--out", tmp_path)
+    assert f"{many}: 24 answers were not compared, as a side gave fewer to their prompts" in capsys.readouterr().out
+    assert result(tmp_path)["rows"][0]["unpaired_answers"] == 24
+
+
+def test_two_writers_do_not_share_a_folder(prompts, tmp_path):
+    one, other = (write_answers(tmp_path / f"{text}.jsonl", answers_to(prompts, text)) for text in ("one", "other"))
+    with sole_writer(tmp_path / "out"), pytest.raises(SystemExit, match="is writing to it"):
+        winrate(one, other, "--prompts", prompts, "--judge", "gold", "--out", tmp_path / "out")

@@ -17,7 +17,7 @@ from grmlight.policy.online.controllers import KlOptions
 from grmlight.policy.online.mixing import KL, WeightedSum
 from grmlight.policy.online.module import OnlineModule
 from grmlight.policy.online.options import Shaping, Update
-from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.ranks import AllRanks
 from grmlight.policy.rewards import RewardSource
 from grmlight.policy.sampler import SamplingOptions
 from grmlight.regularizers import ScoreL2

@@ -122,9 +122,9 @@ def alignment_rows(folder: Path) -> list[Row]:
 
 
 def other_shape_rows(folder: Path) -> list[Row]:
-    """The same on the other shapes, one repetition each."""
+    """The same on the other shapes, one repetition of one step each."""
     others = [shape for shape in SHAPES.values() if shape.name != "reference"]
-    return [row for shape in others for row in shape_rows(shape, 8, 1, 2, folder / shape.name)]
+    return [row for shape in others for row in shape_rows(shape, 8, 1, 1, folder / shape.name)]
 
 
 def shape_rows(shape: Shape, batch: int, repetitions: int, steps: int, folder: Path) -> list[Row]:

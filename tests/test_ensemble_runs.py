@@ -9,7 +9,7 @@ from grmlight.models import EnsembleModel
 from grmlight.training.resume import find_checkpoint
 from tests.test_training_runs import assert_same_losses, largest_difference, write_material
 from tests.tiny_models import tiny_reward_model
-from tests.train_run import losses, train
+from tests.train_run import losses, runs_alone, train
 
 ARGUMENTS = {
     "models": ["--ensemble", "models"],
@@ -29,15 +29,7 @@ def material(tmp_path_factory, byte_tokenizer):
 @pytest.fixture(scope="module")
 def ran(material, tmp_path_factory):
     """Runs of one process, by their arguments."""
-    made = {}
-
-    def run(*arguments):
-        if arguments not in made:
-            made[arguments] = tmp_path_factory.mktemp("run")
-            train(made[arguments], *material, *arguments)
-        return made[arguments]
-
-    return run
+    return runs_alone(tmp_path_factory, material)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from grmlight.training.checkpoints import HIDDEN
 from grmlight.training.resume import newest_checkpoint
 from tests.test_training_runs import assert_same_losses, largest_difference, write_material
-from tests.train_run import Run, losses, train
+from tests.train_run import Run, losses, runs_alone, train
 
 EXACT = ("--dropout", "0.2", "--log_every", "2")
 """Lines every 2 steps and checkpoints every 3: a checkpoint may fall between two lines."""
@@ -24,16 +24,13 @@ def material(tmp_path_factory, byte_tokenizer):
 @pytest.fixture(scope="module")
 def whole(material, tmp_path_factory):
     """Runs that nothing stopped, by their kind and further arguments."""
-    made = {}
+    run = runs_alone(tmp_path_factory, material)
 
-    def run(kind, *arguments):
-        if (kind, arguments) not in made:
-            options, ranks = KINDS[kind]
-            made[kind, arguments] = tmp_path_factory.mktemp("whole")
-            train(made[kind, arguments], *material, *options, *arguments, ranks=ranks)
-        return made[kind, arguments]
+    def of_kind(kind, *arguments):
+        options, ranks = KINDS[kind]
+        return run(*options, *arguments, ranks=ranks)
 
-    return run
+    return of_kind
 
 
 def assert_goes_on(cut, kind, material, whole, *arguments):

@@ -6,7 +6,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from tests.train_run import losses, train
+from tests.train_run import losses, runs_alone, train
 
 WORDS = "the a red green cat dog runs sleeps under over house tree why who said it was not so very well indeed".split()
 
@@ -34,15 +34,7 @@ def material(tmp_path_factory, byte_tokenizer):
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory):
     """Runs of one process by their arguments."""
-    made = {}
-
-    def run(*arguments):
-        if arguments not in made:
-            made[arguments] = tmp_path_factory.mktemp("alone")
-            train(made[arguments], *material, *arguments)
-        return made[arguments]
-
-    return run
+    return runs_alone(tmp_path_factory, material)
 
 
 def largest_difference(left, right):

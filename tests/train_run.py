@@ -7,6 +7,7 @@ OUT/output-RANK.txt. It can be told to end itself by SIGKILL at a named moment, 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
@@ -17,10 +18,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning.pytorch as L
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -118,6 +120,20 @@ class Run:
 def train(out: Path, *arguments: object, ranks: int = 1, expect: int = 0) -> None:
     """A whole run; `expect` is the exit code of at least one process, and of all if it is 0."""
     Run(out, *arguments, ranks=ranks).wait(expect)
+
+
+def runs_alone(
+    folders: pytest.TempPathFactory, material: Iterable[object] = (), make: Callable[..., None] = train
+) -> Callable[..., Path]:
+    """Runs on some material by their further arguments, each made once, in one process if no `ranks` are given."""
+
+    @functools.cache
+    def run(*arguments: object, ranks: int = 1) -> Path:
+        out = folders.mktemp("alone")
+        make(out, *material, *arguments, ranks=ranks)
+        return out
+
+    return run
 
 
 def losses(out: Path) -> dict[int, dict[str, float]]:

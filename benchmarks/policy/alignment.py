@@ -16,67 +16,39 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import datasets
-import lightning.pytorch as L
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.train.material import OPTIONS, Material, cache, make_material
-from benchmarks.train.ours import _Ends as OurEnds
-from benchmarks.train.ours import optimizer
-from benchmarks.train.peers import BETA, CLIP, LEARNING_RATE, Steps, Variant, differences
-from benchmarks.train.peers import _Ends as TheirEnds
+from benchmarks.train.material import Material, make_material
+from benchmarks.train.ours import fit, optimizer
+from benchmarks.train.peers import BETA, LossKeeper, Steps, Variant, trl_options, trl_steps
 from benchmarks.train.report import Row
 from benchmarks.train.shapes import SHAPES, Shape, ceilings, population, typical_batch
 from benchmarks.train.steps import median_ratio
-from grmlight import PairDataModule, PolicyModule
+from grmlight import PolicyModule
 from grmlight.policy.objectives import AlignmentObjective
 
 
-class _LossKeeper(DPOTrainer):
-    """TRL's trainer, which keeps the loss of each step as a tensor."""
-
-    def compute_loss(self, *arguments: Any, **more: Any) -> Any:
-        loss = super().compute_loss(*arguments, **more)
-        self.kept = [*getattr(self, "kept", []), (loss[0] if isinstance(loss, tuple) else loss).detach()]
-        return loss
+class _KeepingDPOTrainer(LossKeeper, DPOTrainer):
+    """TRL's trainer."""
 
 
 def trl_dpo(gradient_checkpointing: bool = True, precompute: bool = False) -> Variant:
-    """TRL's DPOTrainer with its defaults but for: `max_length` raised, so that it trains on the same pairs."""
+    """TRL's DPOTrainer with its defaults but for `trl_options`."""
 
     def run(material: Material, steps: int) -> Steps:
         rows = [json.loads(line) for line in Path(material.pairs).read_text().splitlines()]
-        ends = TheirEnds()
+        model = AutoModelForCausalLM.from_pretrained(material.model)
         with tempfile.TemporaryDirectory() as folder:
             options = DPOConfig(
                 folder,
                 beta=BETA,
-                max_length=2048,
                 gradient_checkpointing=gradient_checkpointing,
                 precompute_ref_log_probs=precompute,
                 bf16=False,
-                use_cpu=not torch.cuda.is_available(),
-                per_device_train_batch_size=len(rows),
-                max_steps=steps,
-                learning_rate=LEARNING_RATE,
-                lr_scheduler_type="constant",
-                max_grad_norm=CLIP,
-                weight_decay=0.0,
-                disable_tqdm=True,
-                report_to="none",
-                save_strategy="no",
+                **trl_options(len(rows), steps),
             )
-            trainer = _LossKeeper(
-                model=AutoModelForCausalLM.from_pretrained(material.model),
-                args=options,
-                train_dataset=datasets.Dataset.from_list(rows),
-                processing_class=AutoTokenizer.from_pretrained(material.model),
-                callbacks=[ends],
-            )
-            trainer.train()
-        return Steps(differences(ends.ends), torch.stack(trainer.kept).tolist())
+            return trl_steps(_KeepingDPOTrainer, material, rows, model=model, args=options)
 
     return run
 
@@ -85,7 +57,6 @@ def our_dpo(reference: Any = "store") -> Variant:
     """A run of `Trainer.fit`; the reference comes from the store, or from a copy that runs at each step."""
 
     def run(material: Material, steps: int) -> Steps:
-        ends = OurEnds()
         module = PolicyModule(
             material.model,
             AlignmentObjective("dpo", beta=BETA),
@@ -94,24 +65,7 @@ def our_dpo(reference: Any = "store") -> Variant:
             schedule="constant",
             warmup_ratio=0.0,
         )
-        data = PairDataModule(
-            train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=len(material.ids)
-        )
-        with cache(material.folder), tempfile.TemporaryDirectory() as folder:
-            trainer = L.Trainer(
-                default_root_dir=folder,
-                accelerator="auto",
-                devices=1,
-                max_steps=steps,
-                gradient_clip_val=CLIP,
-                callbacks=[ends],
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-                logger=False,
-            )
-            trainer.fit(module, data)
-        return Steps(differences(ends.ends), torch.stack(ends.losses).tolist())
+        return fit(module, material, steps)
 
     return run
 
@@ -168,9 +122,9 @@ def alignment_rows(folder: Path) -> list[Row]:
 
 
 def other_shape_rows(folder: Path) -> list[Row]:
-    """The same on the other shapes, one repetition each."""
+    """The same on the other shapes, one repetition of one step each."""
     others = [shape for shape in SHAPES.values() if shape.name != "reference"]
-    return [row for shape in others for row in shape_rows(shape, 8, 1, 2, folder / shape.name)]
+    return [row for shape in others for row in shape_rows(shape, 8, 1, 1, folder / shape.name)]
 
 
 def shape_rows(shape: Shape, batch: int, repetitions: int, steps: int, folder: Path) -> list[Row]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -33,7 +34,7 @@ class Scored(RewardModule):
             head.bias.zero_()
 
 
-class _Ends(L.Callback):
+class Ends(L.Callback):
     """Notes when each step ends."""
 
     def __init__(self) -> None:
@@ -68,6 +69,37 @@ def optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
 
+def fit(
+    module: L.LightningModule,
+    material: Material,
+    steps: int,
+    callbacks: Sequence[L.Callback] = (),
+    precision: Any = "32-true",
+    logger: Logger | bool = False,
+) -> Steps:
+    """Train by `Trainer.fit`, all the material's pairs in each step."""
+    ends = Ends()
+    data = PairDataModule(
+        train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=len(material.ids)
+    )
+    with cache(material.folder), tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            default_root_dir=folder,
+            accelerator="auto",
+            devices=1,
+            precision=precision,
+            max_steps=steps,
+            gradient_clip_val=CLIP,
+            callbacks=[ends, *callbacks],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            logger=logger,
+        )
+        trainer.fit(module, data)
+    return Steps(differences(ends.ends), torch.stack(ends.losses).tolist())
+
+
 def ours(
     regularizer: str = "",
     packing: Any = "auto",
@@ -78,8 +110,7 @@ def ours(
     """A run of `Trainer.fit`; the regularizer is "", "sft" or "dpo" (without reference)."""
 
     def run(material: Material, steps: int) -> Steps:
-        ends, last = _Ends(), _Last()
-        callbacks: list[L.Callback] = [ends, *_regularizers(regularizer)]
+        last = _Last()
         module = Scored(
             material,
             backbone=BackboneConfig(material.model, lora=lora, dtype=dtype),
@@ -89,25 +120,8 @@ def ours(
             schedule="constant",
             warmup_ratio=0.0,
         )
-        data = PairDataModule(
-            train=material.pairs, tokenizer=material.model, prepare=OPTIONS, pairs_per_step=len(material.ids)
-        )
-        with cache(material.folder), tempfile.TemporaryDirectory() as folder:
-            trainer = L.Trainer(
-                default_root_dir=folder,
-                accelerator="auto",
-                devices=1,
-                precision=precision,
-                max_steps=steps,
-                gradient_clip_val=CLIP,
-                callbacks=callbacks,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-                logger=last,
-            )
-            trainer.fit(module, data)
-        return Steps(differences(ends.ends), torch.stack(ends.losses).tolist(), last.figures)
+        found = fit(module, material, steps, _regularizers(regularizer), precision=precision, logger=last)
+        return dataclasses.replace(found, figures=last.figures)
 
     return run
 
@@ -118,9 +132,3 @@ def _regularizers(name: str) -> list[Regularizer]:
         "sft": [TextGeneration(ALPHA, beta=BETA)],
         "dpo": [DirectPreference(ALPHA, beta=BETA, reference=False)],
     }[name]
-
-
-def quiet() -> None:
-    """Leave out what frameworks say about themselves."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "trl"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -17,7 +17,13 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+)
 from trl import RewardConfig, RewardTrainer
 
 from benchmarks.train.material import Material
@@ -62,7 +68,7 @@ def differences(ends: list[float]) -> list[float]:
     return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
-class _Ends(TrainerCallback):
+class Ends(TrainerCallback):
     """Notes when each step ends, logging included."""
 
     def __init__(self) -> None:
@@ -73,51 +79,64 @@ class _Ends(TrainerCallback):
         self.ends.append(clock())
 
 
-class _LossKeeper(RewardTrainer):
-    """TRL's trainer, which keeps the loss of each step as a tensor."""
+class LossKeeper(Trainer):
+    """Keeps the loss of each step as a tensor; to be put before one of TRL's trainers."""
 
     def compute_loss(self, *arguments: Any, **more: Any) -> Any:
+        """Keep the loss."""
         loss = super().compute_loss(*arguments, **more)
         self.kept = [*getattr(self, "kept", []), (loss[0] if isinstance(loss, tuple) else loss).detach()]
         return loss
 
 
+class _KeepingRewardTrainer(LossKeeper, RewardTrainer):
+    """TRL's trainer of reward models."""
+
+
+def trl_options(pairs: int, steps: int) -> dict[str, Any]:
+    """What TRL's configs are told beside their defaults; `max_length` is raised, so that the pairs are the same."""
+    return {
+        "max_length": 2048,
+        "use_cpu": not torch.cuda.is_available(),
+        "per_device_train_batch_size": pairs,
+        "max_steps": steps,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": CLIP,
+        "weight_decay": 0.0,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+
+
+def trl_steps(kind: type[LossKeeper], material: Material, rows: list[dict[str, Any]], **arguments: Any) -> Steps:
+    """Train with one of TRL's trainers."""
+    ends = Ends()
+    trainer = kind(
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(material.model),
+        callbacks=[ends],
+        **arguments,
+    )
+    trainer.train()
+    return Steps(differences(ends.ends), torch.stack(trainer.kept).tolist())
+
+
 def trl(gradient_checkpointing: bool = True, bf16: bool = False, lora: dict[str, Any] | None = None) -> Variant:
-    """TRL's RewardTrainer with its defaults but for: `max_length` raised, so that it trains on the same pairs."""
+    """TRL's RewardTrainer with its defaults but for `trl_options`."""
 
     def run(material: Material, steps: int) -> Steps:
         model = AutoModelForSequenceClassification.from_pretrained(material.model, num_labels=1)
         with torch.no_grad():
             model.score.weight.copy_(material.score)
         rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in material.ids]
-        ends = _Ends()
+        adapters = None if lora is None else LoraConfig(task_type="SEQ_CLS", **lora)
         with tempfile.TemporaryDirectory() as folder:
             options = RewardConfig(
-                folder,
-                max_length=2048,
-                gradient_checkpointing=gradient_checkpointing,
-                bf16=bf16,
-                use_cpu=not torch.cuda.is_available(),
-                per_device_train_batch_size=len(rows),
-                max_steps=steps,
-                learning_rate=LEARNING_RATE,
-                lr_scheduler_type="constant",
-                max_grad_norm=CLIP,
-                weight_decay=0.0,
-                disable_tqdm=True,
-                report_to="none",
-                save_strategy="no",
+                folder, gradient_checkpointing=gradient_checkpointing, bf16=bf16, **trl_options(len(rows), steps)
             )
-            trainer = _LossKeeper(
-                model=model,
-                args=options,
-                train_dataset=datasets.Dataset.from_list(rows),
-                processing_class=AutoTokenizer.from_pretrained(material.model),
-                callbacks=[ends],
-                peft_config=None if lora is None else LoraConfig(task_type="SEQ_CLS", **lora),
-            )
-            trainer.train()
-        return Steps(differences(ends.ends), torch.stack(trainer.kept).tolist())
+            return trl_steps(_KeepingRewardTrainer, material, rows, model=model, args=options, peft_config=adapters)
 
     return run
 

@@ -15,7 +15,7 @@ from grmlight.data.tokenizer import load_tokenizer
 from grmlight.models import PolicyModel
 from grmlight.policy.huggingface import HuggingFaceSampler
 from grmlight.policy.objectives import Anchor
-from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.ranks import AllRanks
 from grmlight.policy.sampler import SamplingOptions
 
 _NOTHING = TokenGroup((np.zeros(1, np.int64),), (1,))

@@ -33,7 +33,7 @@ from grmlight.evaluation.run_report import run_directory
 from grmlight.models import Signal, evaluating
 from grmlight.models.parallel import reshard
 from grmlight.policy.huggingface import HuggingFaceSampler
-from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.ranks import AllRanks
 from grmlight.policy.rewards import checked_scores, open_reward
 from grmlight.policy.rollouts import PromptText, Rollout
 from grmlight.policy.sampler import SamplingOptions

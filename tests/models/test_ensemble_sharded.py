@@ -1,9 +1,5 @@
 """Members' gradients under FSDP2, two processes over gloo, against those of each member trained alone in one."""
 
-import multiprocessing
-import os
-import traceback
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,9 +9,8 @@ from grmlight.models import gather, shard
 from tests.ensembles import KINDS, differing, tiny_ensemble
 from tests.models.groups import mixed_groups
 from tests.models.test_ensemble import SIGNALS, check_gradients, member_loss
+from tests.ranks import RANKS, on_ranks
 from tests.reference.packing import pack_groups
-
-RANKS = 2
 
 
 def _groups():
@@ -24,31 +19,19 @@ def _groups():
     return [groups[0], groups[2], groups[3], groups[2][::-1]]
 
 
-def _process(rank, folder, members, recompute):
-    try:
-        with open(folder / f"output-{rank}.txt", "w") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        torch.set_num_threads(1)
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
-        )
-        model = tiny_ensemble(members, gradient_checkpointing=recompute)
-        model.recenter([pack_groups(_groups())])
-        shard(model, init_device_mesh("cpu", (RANKS,)))
-        batch = pack_groups(_groups()[2 * rank : 2 * rank + 2])
-        outputs = model(batch, SIGNALS)
-        loss = torch.stack([member_loss(member, batch) for member in outputs.members]).mean()
-        (RANKS * loss).backward()  # FSDP2 takes the mean over ranks
-        gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
-        whole = gather(model)
-        if rank == 0:
-            assert differing(whole, tiny_with_statistics(members)) == 0
-            save_file(gradients, folder / "gradients.safetensors")
-        torch.distributed.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+def _write_gradients(rank, folder, members, recompute):
+    model = tiny_ensemble(members, gradient_checkpointing=recompute)
+    model.recenter([pack_groups(_groups())])
+    shard(model, init_device_mesh("cpu", (RANKS,)))
+    batch = pack_groups(_groups()[2 * rank : 2 * rank + 2])
+    outputs = model(batch, SIGNALS)
+    loss = torch.stack([member_loss(member, batch) for member in outputs.members]).mean()
+    (RANKS * loss).backward()  # FSDP2 takes the mean over ranks
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    whole = gather(model)
+    if rank == 0:
+        assert differing(whole, tiny_with_statistics(members)) == 0
+        save_file(gradients, folder / "gradients.safetensors")
 
 
 def tiny_with_statistics(members):
@@ -60,16 +43,6 @@ def tiny_with_statistics(members):
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("members", KINDS)
 def test_each_members_gradients_are_those_of_the_member_trained_alone(members, recompute, tmp_path):
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.train_run"])
-    arguments = (tmp_path, members, recompute)
-    processes = [server.Process(target=_process, args=(rank, *arguments)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    printed = "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output-*")))
-    assert [process.exitcode for process in processes] == [0, 0], printed
+    on_ranks(_write_gradients, tmp_path, members, recompute)
     found = load_file(tmp_path / "gradients.safetensors")
     check_gradients(found, tiny_ensemble(members), pack_groups(_groups()))

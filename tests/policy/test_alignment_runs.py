@@ -11,7 +11,7 @@ from grmlight.evaluation.curves import read_curves
 from grmlight.models import PolicyModel
 from grmlight.training.resume import newest_checkpoint
 from tests.test_training_runs import largest_difference, write_material
-from tests.train_run import backbone, losses, parse, train
+from tests.train_run import backbone, losses, parse, runs_alone, train
 
 SLOW = pytest.mark.slow
 STRATEGIES = {"ddp": [], "fsdp2": ["--fsdp"]}
@@ -25,15 +25,7 @@ def material(tmp_path_factory, byte_tokenizer):
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory):
     """Runs of one process by their arguments."""
-    made = {}
-
-    def run(*arguments):
-        if arguments not in made:
-            made[arguments] = tmp_path_factory.mktemp("alone")
-            train(made[arguments], *material, *arguments)
-        return made[arguments]
-
-    return run
+    return runs_alone(tmp_path_factory, material)
 
 
 def assert_same_training(found, expected):

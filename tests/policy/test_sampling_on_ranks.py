@@ -1,13 +1,9 @@
 """Sampling from a policy that two processes share (FSDP2) or each have (DDP), over gloo: as one process does."""
 
 import json
-import multiprocessing
-import os
-import traceback
 
 import numpy as np
 import pytest
-import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,9 +15,9 @@ from grmlight.policy.rollouts import Rollouts, read_rollouts, write_rollouts
 from grmlight.policy.sampler import SamplingOptions
 from tests.models.plain import wake_adapters
 from tests.policy.test_huggingface import same
+from tests.ranks import RANKS, on_ranks
 from tests.tiny_models import tiny_backbone
 
-RANKS = 2
 TEXTS = ("the cat", "why is the red house green and the dog not so", "who", "it was", "that the dog said", "no", "so")
 SHARES = ((3,), (0, 1, 2, 4, 5, 6))
 """Unequal: the second rank has more prompts, more batches, and others."""
@@ -42,44 +38,32 @@ def _loss(policy, rollouts):
     return policy(rollouts.batch(), frozenset({Signal.LOGPS})).logps_N.sum()
 
 
-def _process(rank, folder, tokenizer, lora, kind):
-    try:
-        with open(folder / f"output-{rank}.txt", "w") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        torch.set_num_threads(1)
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
-        )
-        policy, whole = _policy(lora), None
-        if kind == "fsdp":
-            shard(policy, init_device_mesh("cpu", (RANKS,)))
-        else:
-            whole = DistributedDataParallel(policy)
-        sampler = HuggingFaceSampler(policy, load_tokenizer(str(tokenizer)))
-        numbers = SHARES[rank]
-        found = sampler.generate([TEXTS[number] for number in numbers], OPTIONS, 4, numbers)
-        write_rollouts(folder / f"rollouts-{rank}.jsonl", found)
-        assert all(module.training for module in policy.modules())
-        assert policy.lm.config._attn_implementation == PACKED
-        # One rank has nothing to say at all.
-        assert len(sampler.generate(TEXTS[:2] if rank else (), OPTIONS, 4).groups) == 2 * rank
-        # A step of training on what was sampled, as if nothing had happened; then sampling again.
-        batch = read_rollouts(folder / "expected.jsonl").batch()
-        policy.eval()
-        (whole or policy)(batch, frozenset({Signal.LOGPS})).logps_N.sum().backward()
-        norms = {
-            name: float((p.grad.full_tensor() if kind == "fsdp" else p.grad).norm())
-            for name, p in policy.named_parameters()
-            if p.grad is not None
-        }
-        (folder / f"norms-{rank}.json").write_text(json.dumps(norms))
-        again = sampler.generate([TEXTS[number] for number in numbers], OPTIONS, 4, numbers)
-        same(again, found)
-        torch.distributed.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+def _sample(rank, folder, tokenizer, lora, kind):
+    policy, whole = _policy(lora), None
+    if kind == "fsdp":
+        shard(policy, init_device_mesh("cpu", (RANKS,)))
+    else:
+        whole = DistributedDataParallel(policy)
+    sampler = HuggingFaceSampler(policy, load_tokenizer(str(tokenizer)))
+    numbers = SHARES[rank]
+    found = sampler.generate([TEXTS[number] for number in numbers], OPTIONS, 4, numbers)
+    write_rollouts(folder / f"rollouts-{rank}.jsonl", found)
+    assert all(module.training for module in policy.modules())
+    assert policy.lm.config._attn_implementation == PACKED
+    # One rank has nothing to say at all.
+    assert len(sampler.generate(TEXTS[:2] if rank else (), OPTIONS, 4).groups) == 2 * rank
+    # A step of training on what was sampled, as if nothing had happened; then sampling again.
+    batch = read_rollouts(folder / "expected.jsonl").batch()
+    policy.eval()
+    (whole or policy)(batch, frozenset({Signal.LOGPS})).logps_N.sum().backward()
+    norms = {
+        name: float((p.grad.full_tensor() if kind == "fsdp" else p.grad).norm())
+        for name, p in policy.named_parameters()
+        if p.grad is not None
+    }
+    (folder / f"norms-{rank}.json").write_text(json.dumps(norms))
+    again = sampler.generate([TEXTS[number] for number in numbers], OPTIONS, 4, numbers)
+    same(again, found)
 
 
 @pytest.mark.parametrize(("kind", "lora"), [("fsdp", False), ("fsdp", True), ("ddp", False)])
@@ -89,17 +73,7 @@ def test_ranks_sample_what_one_process_samples(kind, lora, tmp_path, byte_tokeni
     lengths = [len(answer.tokens) for answer in expected.answers]
     assert len(set(lengths)) > 4, "rows are to end at different times"
     write_rollouts(tmp_path / "expected.jsonl", expected)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.train_run"])
-    arguments = (tmp_path, byte_tokenizer, lora, kind)
-    processes = [server.Process(target=_process, args=(rank, *arguments)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    printed = "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output-*")))
-    assert [process.exitcode for process in processes] == [0, 0], printed
+    on_ranks(_sample, tmp_path, byte_tokenizer, lora, kind)
     for rank, numbers in enumerate(SHARES):
         groups = tuple(expected.groups[number] for number in numbers)
         same(read_rollouts(tmp_path / f"rollouts-{rank}.jsonl"), Rollouts(groups, "huggingface", 0.0))

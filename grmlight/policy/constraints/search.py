@@ -35,7 +35,7 @@ from grmlight.policy.constraints.thresholds import write_thresholds
 from grmlight.policy.online.collect import score
 from grmlight.policy.online.experience import Experience
 from grmlight.policy.online.module import OnlineModule
-from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.ranks import AllRanks
 from grmlight.policy.rewards import open_reward
 
 _REUSES = 100

@@ -16,7 +16,7 @@ from torch import Tensor
 from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.online.buffer import Kept, RolloutFiles
 from grmlight.policy.online.experience import groups_of
-from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.ranks import AllRanks
 from grmlight.policy.rewards import checked_scores
 from grmlight.policy.rollouts import Answer, PromptText, Rollout, Rollouts
 from grmlight.policy.sampler import Sampler, SamplingOptions

@@ -31,7 +31,7 @@ from grmlight.policy.online.minibatches import Chosen, Pack, Packer, minibatches
 from grmlight.policy.online.mixing import KL, Minibatch, Mixer
 from grmlight.policy.online.objective import Targets, targets, terms
 from grmlight.policy.online.options import Update
-from grmlight.policy.online.ranks import AllRanks
+from grmlight.policy.ranks import AllRanks
 from grmlight.policy.rollouts import Rollout
 from grmlight.training.seeding import mixed_seed, seed_dropout
 

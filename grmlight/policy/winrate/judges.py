@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 from grmlight.data.texts import TextGroup
 from grmlight.evaluation.group_scorer import GroupScorer
@@ -27,6 +27,8 @@ from grmlight.policy.rollouts import PromptText
 
 Reply = Literal["A", "B", "="] | None
 """The answer shown first is better, the second is, neither; None where the judge gave no verdict."""
+
+_Scorer = TypeVar("_Scorer", bound=GroupScorer)
 
 _PAIRS_AT_ONCE = 1024
 
@@ -71,43 +73,41 @@ class PairJudge(Protocol):
         ...
 
 
-class RewardJudge:
-    """The answer of the higher reward is better; equal ones are the same, and NaN is no verdict.
+class _NumberJudge(Generic[_Scorer]):
+    """The answer of the higher number is better; equal ones are the same, and NaN is no verdict.
 
     Args:
-        scorer: the reward.
+        scorer: what gives the numbers.
         identity: of it.
     """
 
     at_once = _PAIRS_AT_ONCE
 
-    def __init__(self, scorer: GroupScorer, identity: str) -> None:
+    def __init__(self, scorer: _Scorer, identity: str) -> None:
         self.scorer, self.name, self.identity = scorer, scorer.name, identity
 
     def ask(self, questions: Sequence[Asked]) -> Iterator[tuple[int, Reply]]:
         """See `PairJudge`."""
-        for place, (first, second) in enumerate(score_groups(self.scorer, [each.group() for each in questions])):
-            yield place, _compared(first, second)
+        for place, (first, second) in enumerate(self._numbers([each.group() for each in questions])):
+            yield place, "A" if first > second else "B" if first < second else "=" if first == second else None
+
+    def _numbers(self, groups: list[TextGroup]) -> Iterable[Sequence[float]]:
+        """Of the first and the second answer of each group."""
+        raise NotImplementedError
 
 
-class LetterJudge:
-    """A causal LM that is asked for a letter: `grmlight.models.judge`.
+class RewardJudge(_NumberJudge[GroupScorer]):
+    """A reward: the answer of the higher one is better."""
 
-    Args:
-        judge: the LM.
-        identity: of it.
-    """
+    def _numbers(self, groups: list[TextGroup]) -> Iterable[Sequence[float]]:
+        return score_groups(self.scorer, groups)
 
-    at_once = _PAIRS_AT_ONCE
 
-    def __init__(self, judge: Judge, identity: str) -> None:
-        self.judge, self.name, self.identity = judge, judge.name, identity
+class LetterJudge(_NumberJudge[Judge]):
+    """A causal LM that is asked for a letter: `grmlight.models.judge`."""
 
-    def ask(self, questions: Sequence[Asked]) -> Iterator[tuple[int, Reply]]:
-        """See `PairJudge`."""
-        groups = [each.group() for each in questions]
-        for place, odds in enumerate(self.judge.log_odds(groups, [[(0, 1)]] * len(groups))):
-            yield place, _compared(odds[0, 1], 0.0)
+    def _numbers(self, groups: list[TextGroup]) -> Iterable[Sequence[float]]:
+        return ((odds[0, 1], 0.0) for odds in self.scorer.log_odds(groups, [[(0, 1)]] * len(groups)))
 
 
 class EndpointJudge:
@@ -160,7 +160,3 @@ def open_judge(spec: str, asker: EndpointAsker | None = None) -> PairJudge:
     scorer = open_reward(spec)
     identity = reward_identity(spec)
     return LetterJudge(scorer, identity) if isinstance(scorer, Judge) else RewardJudge(scorer, identity)
-
-
-def _compared(first: float, second: float) -> Reply:
-    return "A" if first > second else "B" if first < second else "=" if first == second else None

@@ -12,10 +12,13 @@ import torch
 from grmlight.data.encode import TokenGroup, pack
 from grmlight.models import BackboneConfig, LoraOptions, PolicyModel, Signal, evaluating
 from grmlight.policy.online.module import OnlineModule
+from grmlight.policy.online.options import Update
 from grmlight.policy.rollouts import Answer, Rollout, Rollouts
+from grmlight.policy.sampler import SamplingOptions
 from tests.tiny_models import tiny_config
 
 END = 2
+PROMPTS = [str(number) for number in range(24)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,3 +158,16 @@ def fit(module: OnlineModule, prompts, per_step, epochs=1, ckpt_path=None, **tra
     run = L.Trainer(**{**options, **trainer})
     run.fit(module, PromptData(prompts, per_step), ckpt_path=ckpt_path)
     return run
+
+
+def module_of(rewards, sampler=None, **options):
+    """A small policy against some rewards, whose answers are canned."""
+    settings = {"sampling": SamplingOptions(samples=4), "update": Update(minibatches=2)} | options
+    module = OnlineModule(small_backbone(), rewards, **settings)
+    module.sampler = sampler or Canned()
+    return module
+
+
+def weights(module):
+    """A copy of them, by name."""
+    return {name: tensor.clone() for name, tensor in module.model.state_dict().items()}

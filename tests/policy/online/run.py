@@ -61,7 +61,7 @@ def kill_inside(moment: str, count: int) -> None:
     RolloutFiles.write = dying
 
 
-def main(arguments: list[str]) -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--devices", type=int, default=1)
@@ -78,10 +78,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--kill_in", default=None)
     parser.add_argument("--save_every", type=int, default=8)
     parser.add_argument("--resume", default=None)
-    given = parser.parse_args(arguments)
-    if given.kill_in:
-        moment, count = given.kill_in.split(":")
-        kill_inside(moment, int(count))
+    return parser.parse_args(arguments)
+
+
+def make_module(given: argparse.Namespace) -> OnlineModule:
     backbone, rewards = small_backbone(lora=given.lora), [digits, length]
     if given.guest:
         base, adapter = given.guest.split(":")
@@ -104,8 +104,11 @@ def main(arguments: list[str]) -> None:
         module.make_sampler = lambda: OneToken(module.model, 101)
     else:
         module.sampler = Counting(given.out / "calls.txt")
-    prompts = [str(number) for number in range(5, 41)]
-    trainer = L.Trainer(
+    return module
+
+
+def make_trainer(given: argparse.Namespace) -> L.Trainer:
+    return L.Trainer(
         accelerator="cpu",
         devices=given.devices,
         strategy=strategy(given.devices, given.fsdp),
@@ -121,6 +124,16 @@ def main(arguments: list[str]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, (HeldOutData if given.held_out else PromptData)(prompts, 6), ckpt_path=given.resume)
+
+
+def main(arguments: list[str]) -> None:
+    given = parse(arguments)
+    if given.kill_in:
+        moment, count = given.kill_in.split(":")
+        kill_inside(moment, int(count))
+    trainer = make_trainer(given)
+    prompts = [str(number) for number in range(5, 41)]
+    data = (HeldOutData if given.held_out else PromptData)(prompts, 6)
+    trainer.fit(make_module(given), data, ckpt_path=given.resume)
     held_out = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     (given.out / f"held_out-{trainer.global_rank}.json").write_text(json.dumps(held_out))

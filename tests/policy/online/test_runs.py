@@ -7,7 +7,7 @@ import pytest
 from grmlight.training.resume import newest_checkpoint
 from tests.policy.online.run import main
 from tests.test_training_runs import largest_difference
-from tests.train_run import Run, losses
+from tests.train_run import Run, losses, runs_alone
 
 SLOW = pytest.mark.slow
 
@@ -19,15 +19,7 @@ def train(out, *arguments, ranks=1, expect=0):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Runs of one process that nothing stopped, by their arguments."""
-    made = {}
-
-    def run(*arguments):
-        if arguments not in made:
-            made[arguments] = tmp_path_factory.mktemp("alone")
-            train(made[arguments], *arguments)
-        return made[arguments]
-
-    return run
+    return runs_alone(tmp_path_factory, make=train)
 
 
 def without(rows, *names):

@@ -160,4 +160,4 @@ def test_the_kind_of_folder_decides(letters, tmp_path):
     assert isinstance(judge, LetterJudge)
     assert isinstance(open_judge("grmlight.lab.GoldReward"), RewardJudge)
     group = TextGroup("x", (SHORT.text, LONG.text))
-    assert set(judge.judge.log_odds([group], [[(0, 1), (1, 0)]])[0]) == {(0, 1), (1, 0)}
+    assert set(judge.scorer.log_odds([group], [[(0, 1), (1, 0)]])[0]) == {(0, 1), (1, 0)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -87,8 +88,13 @@ def pairs(count: int, size: int = _TEXT, first: int = 0) -> Path:
 
 def head(source: Path, count: int, target: Path) -> Path:
     """The first rows of a file, as a file."""
+    return part(source, 0, count, target)
+
+
+def part(source: Path, first: int, count: int, target: Path) -> Path:
+    """Rows of a file, as a file."""
     with source.open("rb") as rows, target.open("wb") as file:
-        file.writelines(islice(rows, count))
+        file.writelines(islice(rows, first, first + count))
     return target
 
 
@@ -100,7 +106,7 @@ def _text(size: int) -> str:
     return kept.read_text(encoding="utf-8")
 
 
-def _write_block(file, text: str, first: int, count: int) -> None:
+def _write_block(file: TextIO, text: str, first: int, count: int) -> None:
     draw = np.random.default_rng([_VERSION, first])
     lengths = [_lengths(draw, count, *shape) for shape in (_PROMPT, _CHOSEN, _REJECTED)]
     places = draw.random((count, 5))

@@ -44,7 +44,9 @@ def encoder(path: str) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
 
         def encode_flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
             ids, ends = fast.encode_batch_flat(texts)
-            return np.frombuffer(ids, np.uint32).view(np.int32), np.diff(np.frombuffer(ends, np.uint64).astype(np.int64))
+            return np.frombuffer(ids, np.uint32).view(np.int32), np.diff(
+                np.frombuffer(ends, np.uint64).astype(np.int64)
+            )
 
         return encode_flat
     from tokenizers import Tokenizer

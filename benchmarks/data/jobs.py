@@ -61,9 +61,7 @@ class Worker:
         variables: more of the environment.
     """
 
-    def __init__(
-        self, name: str, path: str = "", threads: int = 1, variables: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, path: str = "", threads: int = 1, variables: dict[str, str] | None = None) -> None:
         root = str(Path(__file__).parents[2])
         number = str(threads)
         names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS")

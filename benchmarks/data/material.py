@@ -117,8 +117,7 @@ def _write_block(file: TextIO, text: str, first: int, count: int) -> None:
         if turns[row] and prompt > 300:
             parts = [_cut(text, places[row, place], prompt // 3) for place in (0, 3, 4)]
             messages = [
-                {"role": role, "content": part}
-                for role, part in zip(("user", "assistant", "user"), parts, strict=True)
+                {"role": role, "content": part} for role, part in zip(("user", "assistant", "user"), parts, strict=True)
             ]
         answers = (_cut(text, places[row, 1], chosen), _cut(text, places[row, 2], rejected))
         sides = [[{"role": "assistant", "content": answer}] for answer in answers]

@@ -83,7 +83,5 @@ def composition_rows(
         ratio = median(p.per_pair / o.per_pair for o, p in zip(turns["ours"], turns[name], strict=True))
         bounds = (1.25, 1.5) if name == engines[0] else (None, None)
         rows.append(Row(f"JSONL to batches against a Python composition on {name}", ratio, "x", *bounds))
-        rows.append(
-            Row(f"the composition on {name}", 1e6 * median(turn.per_pair for turn in turns[name]), "us a pair")
-        )
+        rows.append(Row(f"the composition on {name}", 1e6 * median(turn.per_pair for turn in turns[name]), "us a pair"))
     return rows

@@ -64,7 +64,7 @@ def pipeline_rows(folder: Path, pairs: int = 20_000, block: int = 2_000, rounds:
 def composition_rows(
     folder: Path, engines: tuple[str, ...] = tuple(ENGINES), pairs: int = 20_000, rounds: int = 5
 ) -> list[Row]:
-    """Against the composition on each engine; the first is ours and has the floor. Ids are asserted equal on the file."""
+    """Against the composition on each engine, of which the first is ours; ids are asserted equal on the whole file."""
     tokenizer, source = material.tokenizer(), material.pairs(pairs)
     one = material.head(source, 1, folder / "one.jsonl")
     made = {name: worker for name in engines if (worker := composition(name))}

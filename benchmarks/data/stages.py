@@ -25,7 +25,7 @@ from grmlight.data import GroupLoader, prepare
 from grmlight.data.render import Renderer, Rendering
 
 
-def encode_rows(folder: Path, pairs: int = 10_000, chunk: int = 1_000) -> list[Row]:
+def encode_rows(_: Path, pairs: int = 10_000, chunk: int = 1_000) -> list[Row]:
     """Groups, prompt once, against the same engine encoding each conversation whole; ids are asserted equal."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     name = material.tokenizer()
@@ -103,9 +103,9 @@ def slot_rows(folder: Path, pairs: int = 20_000) -> list[Row]:
 
 
 def fetch_rows(folder: Path, pairs: int = 2_000, rounds: int = 7) -> list[Row]:
-    """Batches of eight pairs of a prepared set against rows of `datasets` and TRL's collator; ids are asserted equal."""
+    """Batches of eight pairs against rows of `datasets` and TRL's collator; ids are asserted equal."""
     name = material.tokenizer()
-    source = material.head(material.pairs(20_000), pairs, folder / "pairs.jsonl")
+    source = material.pairs(pairs)
     loaded = AutoTokenizer.from_pretrained(name)
     data = prepared(str(source), loaded, folder)
     store = prepare(str(source), name, material.OPTIONS, folder / "store").store

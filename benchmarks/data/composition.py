@@ -1,7 +1,7 @@
 """The preparation as one writes it around published wheels, as a job of `benchmarks.data.jobs`: the peer to beat.
 
 It gives what ours gives for these pairs: the findings counted, the responses' longest common token prefix stored once,
-arrays on disk, and batches with the same fields. It is exact for this material alone: ChatML, whose special tokens stand
+arrays on disk, and batches with the same fields. It is exact for this material alone: ChatML, whose special tokens are
 before each response, and responses without white space at their beginnings. Its engine is that of the environment's
 GRMLIGHT_BENCH_ENGINE, see `benchmarks.data.engines`.
 """
@@ -55,7 +55,9 @@ def encoder(path: str) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         found: list[Any] = made.encode_batch(texts, add_special_tokens=False)
-        ids = np.concatenate([each.ids_array for each in found]).view(np.int32)
+        # tokenizers before 1.0 has lists alone.
+        arrays = [each.ids_array if hasattr(each, "ids_array") else np.array(each.ids, np.uint32) for each in found]
+        ids = np.concatenate(arrays).view(np.int32)
         return ids, np.array([len(each) for each in found], np.int64)
 
     return encode

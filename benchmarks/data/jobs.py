@@ -78,7 +78,8 @@ class Worker:
 
     def run(self, pairs: Path, tokenizer: str, ids: str = "") -> Done:
         """Do the job now; the ids go where `ids` says."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"pairs": str(pairs), "tokenizer": tokenizer, "ids": ids}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()

@@ -83,8 +83,8 @@ def test_an_engine_that_cannot_be_had_is_not_measured(monkeypatch, capsys):
 def test_stages(tmp_path):
     rows = stages.encode_rows(tmp_path, 40, 20)
     rows += stages.order_rows(tmp_path, 2_000, rounds=1)
-    rows += stages.slot_rows(tmp_path, 80)
-    rows += stages.fetch_rows(tmp_path, 20, 2)
+    rows += stages.slot_rows(tmp_path / "slots", 80)
+    rows += stages.fetch_rows(tmp_path / "fetch", 20, 2)
     assert [row.target for row in rows if row.floor] == [1.25, 50, 2.8, 4, 0.997, 50]
     assert all(row.value > 0 for row in rows)
 

@@ -20,7 +20,7 @@ from benchmarks.data import material
 from benchmarks.data.ours_job import responses
 from benchmarks.data.trl_job import loader, prepared
 from benchmarks.train.report import Row
-from grmlight._data_rs import Encoder, epoch_order, pack_bins, read_pairs
+from grmlight._data_rs import Encoder, deal_steps, epoch_order, pack_bins, read_pairs
 from grmlight.data import GroupLoader, prepare
 from grmlight.data.render import Renderer, Rendering
 
@@ -60,22 +60,22 @@ def encode_rows(_: Path, pairs: int = 10_000, chunk: int = 1_000) -> list[Row]:
 
 
 def order_rows(_: Path, pairs: int = 1_000_000, step: int = 64, rounds: int = 5) -> list[Row]:
-    """An epoch's order and all deals, as the loader of one rank of eight goes through them."""
+    """An epoch's order with the deals of all steps to eight ranks, as arrays, and as one rank's loader hands them out."""
     costs = _costs(pairs)
     store: Any = _Costs(costs)
-    both, orders, bins = [], [], []
+    seconds = []
     for epoch in range(rounds):
-        seconds, order = _timed(lambda: epoch_order(pairs, 0, epoch))  # noqa: B023 - called in this round
-        orders.append(seconds)
-        seconds, _found = _timed(lambda: sum(1 for _ in GroupLoader(store, step, 3, 8, 1, epoch).deals()))  # noqa: B023
-        both.append(seconds)
-        seconds, _found = _timed(lambda: pack_bins(costs[order], 4096, 4_000, 0, epoch))  # noqa: B023
-        bins.append(seconds)
-    per_pair = [1e9 * median(each) / pairs for each in (both, orders, bins)]
+        ordering, order = _timed(lambda: epoch_order(pairs, 0, epoch))  # noqa: B023 - called in this round
+        dealing, _deals = _timed(lambda: deal_steps(costs[order], step, 8, 1))  # noqa: B023
+        filling, _bins = _timed(lambda: pack_bins(costs[order], 4096, 4_000, 0, epoch))  # noqa: B023
+        loading, _count = _timed(lambda: sum(1 for _ in GroupLoader(store, step, 3, 8, seed=epoch).deals()))  # noqa: B023
+        seconds.append((ordering + dealing, ordering, filling, loading))
+    both, order_alone, bins, loader_too = (1e9 * median(each) / pairs for each in zip(*seconds, strict=True))
     return [
-        Row(f"order and deal, {pairs:,} pairs, steps of {step}", per_pair[0], "ns a pair", 100, 50, at_most=True),
-        Row("the order alone", per_pair[1], "ns a pair"),
-        Row("bins of 4,096 tokens, windows of 4,000 pairs", per_pair[2], "ns a pair"),
+        Row(f"order and deal, {pairs:,} pairs, steps of {step}", both, "ns a pair", 100, 50, at_most=True),
+        Row("the order alone", order_alone, "ns a pair"),
+        Row("order and deal through the loader of a rank", loader_too, "ns a pair"),
+        Row("bins of 4,096 tokens, windows of 4,000 pairs", bins, "ns a pair"),
     ]
 
 

@@ -60,7 +60,7 @@ def encode_rows(_: Path, pairs: int = 10_000, chunk: int = 1_000) -> list[Row]:
 
 
 def order_rows(_: Path, pairs: int = 1_000_000, step: int = 64, rounds: int = 5) -> list[Row]:
-    """An epoch's order with the deals of all steps to eight ranks, as arrays, and as one rank's loader hands them out."""
+    """An epoch's order with all deals to eight ranks, as arrays, and as the loader of one rank hands them out."""
     costs = _costs(pairs)
     store: Any = _Costs(costs)
     seconds = []

@@ -62,7 +62,7 @@ from grmlight.policy.online.sharing import Guest
 from grmlight.policy.rewards import Aggregator, RewardSource, combine, open_rewards
 from grmlight.policy.rollouts import Rollout
 from grmlight.policy.sampler import Sampler, SamplingOptions
-from grmlight.training.checkpoints import Checkpoints
+from grmlight.training.checkpoints import keep_checkpoint
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
 from grmlight.training.seeding import mixed_seed
 from grmlight.training.sharding import check_trainer
@@ -293,12 +293,13 @@ class OnlineModule(Learner):
             with self._memory_errors():
                 experience, watched, seconds = self._collect(batch)
                 self._check(experience)
+            told = self._streams(experience)
+            mixed = self._update_mixing(experience, told)
         except ValueError as error:
             self._fatal = error
             return
-        told = self._streams(experience)
-        figures = rollout_figures(experience, watched, told, self.controller.coefficient)
-        figures |= self._learn(experience, told)
+        figures = rollout_figures(experience, watched, told, self.controller.coefficient) | mixed
+        self._learn(experience, told)
         self.controller.update(experience.kl_N.mean().item())
         self.experience = experience
         self.iterations += 1
@@ -317,9 +318,7 @@ class OnlineModule(Learner):
         Errors: ValueError if it could not be learned from; a checkpoint of the step before it is there.
         """
         if self._fatal is not None:
-            for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-                if isinstance(callback, Checkpoints):
-                    callback.keep(self.trainer)
+            keep_checkpoint(self.trainer)
             raise self._fatal
         self._loops = self._loops_now()
         self.meter.clock.start()

@@ -239,7 +239,7 @@ def test_the_search_for_thresholds_begins_with_none(parse):
     assert kinds == ["ConstraintCurves", "ThresholdSearch"]
     mixing = config.model.init_args.mixing.init_args
     assert (mixing.variant, mixing.thresholds) == ("xi", None)
-    assert (mixing.multipliers.momentum, mixing.patience.updates) == (0.1, 12)
+    assert (mixing.multipliers.lr, mixing.patience.updates) == (0.1, 12)
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -100,8 +100,8 @@ class Saturation:
             return None
         self._open = False
         return (
-            f"the threshold of reward {self.name!r} was never met, and in the last {updates} updates the reward came no "
-            f"nearer: it is missed by {violation:.4g} (standard error {error:.2g}), with s = {squashed:.3f}; train "
+            f"the threshold of reward {self.name!r} was never met, and in the last {updates} updates the reward came "
+            f"no nearer: it is missed by {violation:.4g} (standard error {error:.2g}), with s = {squashed:.3f}; train "
             "longer, raise multipliers.lr, or choose another threshold"
         )
 

@@ -148,7 +148,8 @@ def test_a_search_that_converged_ends_the_run(tmp_path):
     assert trained.iterations == 1
     assert yaml.safe_load((tmp_path / "run" / "version_0" / "thresholds.yaml").read_text())["converged"]
     again = Constraints(variant="xi")
-    resumed, _ = run(again, 6, [search(tolerance=5), keeping(tmp_path)], ckpt_path=str(tmp_path / "last.ckpt"), **options)
+    newest = str(tmp_path / "last.ckpt")
+    resumed, _ = run(again, 6, [search(tolerance=5), keeping(tmp_path)], ckpt_path=newest, **options)
     assert resumed.iterations == 1
     assert again.thresholds == whole.thresholds == found.vertices[0].thresholds
     assert again.state_dict() == whole.state_dict()

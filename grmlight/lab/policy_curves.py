@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from grmlight.data.files import sole_writer, write_json, write_whole
-from grmlight.evaluation.curves import CurvePoint, plot_curves, read_curves, write_curves
+from grmlight.evaluation.curves import plot_curves, read_curves, write_curves
 from grmlight.lab.paired import STUDENT_T_95
 from grmlight.lab.policy_runs import METHODS, PromptPoint, run
 from grmlight.lab.policy_start import Sizes, make_start

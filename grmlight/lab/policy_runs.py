@@ -156,7 +156,7 @@ def _chosen(start: Start, out: Path, seed: int, sizes: Sizes) -> tuple[list[Curv
     scores = [row.scores_NR[row.usable_N] for row in found.scores]
     sizes_S = np.array([point.n for point in found.points])
     values_PSV = best_of_n([scores_NV[:, 0] for scores_NV in scores], scores, sizes_S)
-    whole = np.isfinite(values_PSV).all(axis=(1, 2)).tolist()
+    whole = np.asarray(np.isfinite(values_PSV).all(axis=(1, 2)))
     proxy_1, gold_1 = values_PSV[whole, 0].mean(axis=0).tolist()
     points = [_shifted(point, seed, proxy_1, gold_1) for point in found.points]
     by_prompt = [

@@ -75,7 +75,7 @@ class Row:
 
 def row_of(method: str, curves: Curves, prompts: Prompts) -> Row:
     """A method's row; its runs are measured at the same steps or sizes, by the same estimator of the KL."""
-    first, last = ({seed: at for seed in curves} for at in (0, -1))
+    first, last = (dict.fromkeys(curves, at) for at in (0, -1))
     peaks = _peaks(curves)
 
     def plain(value: Callable[[CurvePoint], float], at: Mapping[int, int]) -> Figure:

@@ -71,7 +71,7 @@ def shipped(path: Path, change: Callable[[dict[str, Any]], None]) -> Shipped:
         config = parser.parse_object({name: entries[name] for name in ("model", "data")} | _callbacks(trainer))
     except ArgumentError as error:
         raise ValueError(f"{path}: cannot be used ({' '.join(str(error).split())})") from error
-    made = parser.instantiate_classes(config)
+    made: Any = parser.instantiate_classes(config)
     return Shipped(made.model, made.data, made.callbacks, trainer["max_epochs"], trainer.get("gradient_clip_val"))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# As the command line does: `instantiate`, the new name of `instantiate_classes`, is not in all versions that we allow.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning.pytorch as L
 import yaml
@@ -57,23 +60,19 @@ def shipped(path: Path, change: Callable[[dict[str, Any]], None]) -> Shipped:
     Errors: ValueError names the file, if it is not there or describes nothing that can be made.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such configuration; name the folder of them with --configs") from None
-    entries = copy.deepcopy(found)
     change(entries)
     trainer = entries["trainer"]
+    wanted = {"model": entries["model"], "data": entries["data"], "callbacks": trainer.get("callbacks") or []}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(GroupModule, "model")
     parser.add_subclass_arguments(TextDataModule, "data")
     parser.add_argument("--callbacks", type=list[L.Callback], default=[])
     try:
-        config = parser.parse_object({name: entries[name] for name in ("model", "data")} | _callbacks(trainer))
+        config = parser.parse_object(wanted)
     except ArgumentError as error:
         raise ValueError(f"{path}: cannot be used ({' '.join(str(error).split())})") from error
     made: Any = parser.instantiate_classes(config)
     return Shipped(made.model, made.data, made.callbacks, trainer["max_epochs"], trainer.get("gradient_clip_val"))
-
-
-def _callbacks(trainer: dict[str, Any]) -> dict[str, Any]:
-    return {"callbacks": trainer.get("callbacks") or []}

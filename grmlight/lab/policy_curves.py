@@ -12,7 +12,9 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import logging
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,6 +121,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="all by default")
     parser.add_argument("--configs", type=Path, default=Path("configs"), help="the folder of shipped configurations")
     given = parser.parse_args(arguments)
+    # Twenty-seven trainers introduce themselves otherwise, and the reference's copy is in eval mode as it should be.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     print(as_markdown(study(given.out, given.configs, given.methods, given.seeds, Sizes())))
 
 

@@ -11,6 +11,7 @@ pub mod options;
 pub mod order;
 pub mod pack;
 pub mod pairs;
+pub mod prepare;
 #[cfg(feature = "python")]
 mod py;
 pub mod read;

@@ -102,13 +102,22 @@ impl ReadOptions {
     /// [`Error::Argument`] for an unknown name or a value out of range.
     pub fn from_json(json: &str) -> Result<Self> {
         let options: Self = parse(json)?;
-        if options.stride < 1 {
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Check values.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for one out of range.
+    pub fn check(&self) -> Result<()> {
+        if self.stride < 1 {
             return Err(Error::Argument("stride must be at least 1".into()));
         }
-        if !(0.0..=1.0).contains(&options.flip) {
-            return Err(Error::Argument(format!("flip is a fraction between 0 and 1, got {}", options.flip)));
+        if !(0.0..=1.0).contains(&self.flip) {
+            return Err(Error::Argument(format!("flip is a fraction between 0 and 1, got {}", self.flip)));
         }
-        Ok(options)
+        Ok(())
     }
 }
 
@@ -135,17 +144,27 @@ impl WriteOptions {
     /// [`Error::Argument`] for an unknown name or a value out of range.
     pub fn from_json(json: &str) -> Result<Self> {
         let options: Self = parse(json)?;
-        if options.max_length == Some(0) {
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Check values.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for one out of range.
+    pub fn check(&self) -> Result<()> {
+        if self.max_length == Some(0) {
             return Err(Error::Argument("max_length must be at least 1".into()));
         }
-        if options.append_token.is_some_and(|id| i32::try_from(id).is_err()) {
+        if self.append_token.is_some_and(|id| i32::try_from(id).is_err()) {
             return Err(Error::Argument("append_token is no token id".into()));
         }
-        Ok(options)
+        Ok(())
     }
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
+/// Read options of any kind; the error names the wrong one.
+pub(crate) fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|error| {
         let message = error.to_string();
         let short = message.split(" at line ").next().unwrap_or(&message);

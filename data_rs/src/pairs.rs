@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -34,6 +35,25 @@ pub struct Pairs {
     pub records: Vec<Record>,
 }
 
+/// What was found since the last look.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Rows seen.
+    pub rows: u64,
+    /// Usable rows left out by the stride.
+    pub skipped: u64,
+    /// Rows that are not used.
+    pub refused: RowsByReason,
+    /// Rows that are used nevertheless.
+    pub noted: RowsByReason,
+}
+
+/// Where a reader stands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Position {
+    lines: u64,
+}
+
 /// Reads an input piece by piece.
 pub struct PairReader {
     lines: Lines,
@@ -62,6 +82,46 @@ impl PairReader {
         let pairs = Pairs { identity, name, rows: 0, skipped: 0, refused, noted, records: Vec::new() };
         let next_row = options.first_row;
         Ok(Self { lines, options, pairs, seen: Seen::default(), next_row, usable: 0, format_known: false })
+    }
+
+    /// Open an input where another reader of it stood.
+    ///
+    /// # Errors
+    /// As [`PairReader::open`] and [`PairReader::read`].
+    pub fn open_at(source: Source, options: ReadOptions, position: &Position) -> Result<Self> {
+        let mut reader = Self::open(source, options)?;
+        for _ in 0..position.lines {
+            reader.read(1)?;
+            reader.pairs.records.clear();
+        }
+        reader.findings();
+        Ok(reader)
+    }
+
+    /// The usable groups of the next `count` lines; nothing at the end.
+    ///
+    /// # Errors
+    /// As [`PairReader::read`].
+    pub fn next_window(&mut self, count: usize) -> Result<Option<Vec<Record>>> {
+        let more = self.read(count)?;
+        let records = std::mem::take(&mut self.pairs.records);
+        Ok((more || !records.is_empty()).then_some(records))
+    }
+
+    /// What was found since this was last asked.
+    pub fn findings(&mut self) -> Findings {
+        Findings {
+            rows: std::mem::take(&mut self.pairs.rows),
+            skipped: std::mem::take(&mut self.pairs.skipped),
+            refused: std::mem::take(&mut self.pairs.refused),
+            noted: std::mem::take(&mut self.pairs.noted),
+        }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { lines: self.next_row.saturating_sub(self.options.first_row) }
     }
 
     /// Read up to `count` lines. Whether there may be more.

@@ -3,6 +3,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "arguments are extracted by value")]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
@@ -12,15 +13,17 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
 
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
-use crate::options::{ReadOptions, WriteOptions};
+use crate::options::ReadOptions;
 use crate::pack::Pack;
 use crate::pairs::PairReader;
+use crate::prepare::Settings;
 use crate::read::Source;
 use crate::reason::RowsByReason;
+use crate::record::Record;
 use crate::text::Text;
-use crate::{deal, order, pack, pairs, store};
+use crate::{deal, order, pack, pairs, prepare, store};
 
-/// Lines or groups between two looks for Ctrl-C.
+/// Lines between two looks for Ctrl-C.
 const CHUNK: usize = 256;
 
 pyo3::create_exception!(
@@ -78,10 +81,8 @@ impl Pairs {
     }
 
     /// The prompt and its responses, a pair's chosen one first: messages for chats, text for plain pairs.
-    fn group<'py>(&self, py: Python<'py>, index: usize) -> PyResult<(Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>)> {
-        let record = self.record(index)?;
-        let responses: PyResult<_> = record.responses.iter().map(|response| text_to_python(py, response)).collect();
-        Ok((text_to_python(py, &record.prompt)?, responses?))
+    fn group<'py>(&self, py: Python<'py>, index: usize) -> PyResult<PyGroup<'py>> {
+        group_to_python(py, self.record(index)?)
     }
 
     /// The source row (1-based) of a group.
@@ -101,10 +102,17 @@ impl Pairs {
 }
 
 impl Pairs {
-    fn record(&self, index: usize) -> PyResult<&crate::record::Record> {
+    fn record(&self, index: usize) -> PyResult<&Record> {
         let problem = || PyIndexError::new_err(format!("there is no group {index} among {}", self.0.records.len()));
         self.0.records.get(index).ok_or_else(problem)
     }
+}
+
+type PyGroup<'py> = (Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>);
+
+fn group_to_python<'py>(py: Python<'py>, record: &Record) -> PyResult<PyGroup<'py>> {
+    let responses: PyResult<_> = record.responses.iter().map(|response| text_to_python(py, response)).collect();
+    Ok((text_to_python(py, &record.prompt)?, responses?))
 }
 
 fn text_to_python<'py>(py: Python<'py>, text: &Text) -> PyResult<Bound<'py, PyAny>> {
@@ -133,10 +141,7 @@ fn to_json(mapping: &Bound<'_, PyMapping>) -> PyResult<String> {
 #[pyfunction]
 fn read_pairs(py: Python<'_>, source: &Bound<'_, PyAny>, options: &Bound<'_, PyMapping>) -> PyResult<Pairs> {
     let options = ReadOptions::from_json(&to_json(options)?)?;
-    let source = match source.cast::<PyBytes>() {
-        Ok(bytes) => Source::Bytes(bytes.as_bytes().to_vec()),
-        Err(_) => Source::Path(source.extract()?),
-    };
+    let source = to_source(source)?;
     let mut reader = py.detach(|| PairReader::open(source, options))?;
     while py.detach(|| reader.read(CHUNK))? {
         py.check_signals()?;
@@ -144,43 +149,58 @@ fn read_pairs(py: Python<'_>, source: &Bound<'_, PyAny>, options: &Bound<'_, PyM
     Ok(Pairs(reader.finish()))
 }
 
-/// Writes a store under a temporary name; `finish` renames it into place.
+/// A store that is being prepared, window by window.
 #[pyclass(frozen, module = "grmlight._data_rs")]
-struct StoreWriter(Mutex<Option<store::StoreWriter>>);
+struct Preparation(Mutex<Option<prepare::Preparation>>);
 
 #[pymethods]
-impl StoreWriter {
-    #[new]
-    fn new(py: Python<'_>, directory: &str, tokenizer_json: &str, options: &Bound<'_, PyMapping>) -> PyResult<Self> {
-        let options = WriteOptions::from_json(&to_json(options)?)?;
-        let writer = py.detach(|| {
+impl Preparation {
+    /// Start, or go on where an interrupted preparation stopped; None if another one is at work or has finished.
+    #[staticmethod]
+    fn begin(
+        py: Python<'_>,
+        source: &Bound<'_, PyAny>,
+        directory: PathBuf,
+        identity: &str,
+        tokenizer_json: &str,
+        settings: &Bound<'_, PyMapping>,
+    ) -> PyResult<Option<Self>> {
+        let settings = Settings::from_json(&to_json(settings)?)?;
+        let source = to_source(source)?;
+        let found = py.detach(|| {
             let text = read_tokenizer(tokenizer_json)?;
-            store::StoreWriter::create(directory, &text, options)
+            prepare::Preparation::begin(source, &directory, identity, &text, settings)
         })?;
-        Ok(Self(Mutex::new(Some(writer))))
+        Ok(found.map(|preparation| Self(Mutex::new(Some(preparation)))))
     }
 
-    /// Encode groups start, start + 1, ... of `pairs`.
-    fn append(
-        &self,
-        py: Python<'_>,
-        pairs: &Bound<'_, Pairs>,
-        start: usize,
-        texts: Vec<Bound<'_, PyAny>>,
-        boundaries: Vec<Vec<usize>>,
-    ) -> PyResult<()> {
-        if texts.len() != boundaries.len() {
-            return Err(PyValueError::new_err("texts and boundaries differ in length"));
-        }
-        let groups: PyResult<Vec<Rendered>> =
-            texts.iter().zip(boundaries).map(|(text, at)| rendered(text, at)).collect();
-        let (groups, pairs) = (groups?, &pairs.get().0);
-        py.detach(|| self.with(|writer| writer.begin(pairs, start, groups.len())))?;
-        for (number, chunk) in groups.chunks(CHUNK).enumerate() {
-            py.detach(|| self.with(|writer| writer.append(pairs, start + number * CHUNK, chunk)))?;
-            py.check_signals()?;
-        }
-        Ok(())
+    /// Whether it goes on with what an interrupted one left.
+    #[getter]
+    fn resumed(&self) -> PyResult<bool> {
+        Ok(self.lock().as_ref().ok_or_else(finished)?.resumed())
+    }
+
+    /// Rows read, groups stored and tokens so far.
+    #[getter]
+    fn progress(&self) -> PyResult<(u64, u64, u64)> {
+        let guard = self.lock();
+        let report = guard.as_ref().ok_or_else(finished)?.report();
+        Ok((report.rows, report.used, report.tokens))
+    }
+
+    /// Prepare the next window; whether there was one. An error in it, Ctrl-C too, ends the preparation.
+    fn advance(&self, py: Python<'_>, render: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let render = render.clone().unbind();
+        py.detach(|| {
+            // Taken out, so that nobody waits for a lock with the interpreter's in hand.
+            let mut preparation = self.lock().take().ok_or_else(finished)?;
+            let more = preparation.advance(
+                |records| Python::attach(|py| records.iter().map(|record| render_one(py, &render, record)).collect()),
+                || Python::attach(|py| py.check_signals()),
+            )?;
+            *self.lock() = Some(preparation);
+            Ok(more)
+        })
     }
 
     /// Write the manifest (with these entries added), rename into place, and return the report as JSON.
@@ -188,24 +208,51 @@ impl StoreWriter {
         let entries = to_json(manifest)?;
         let entries = serde_json::from_str(&entries).map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(py.detach(|| match self.lock().take() {
-            Some(writer) => writer.finish(entries),
+            Some(preparation) => preparation.finish(entries),
             None => Err(finished()),
         })?)
     }
-}
 
-impl StoreWriter {
-    fn lock(&self) -> MutexGuard<'_, Option<store::StoreWriter>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Remove what was prepared so far.
+    fn discard(&self, py: Python<'_>) {
+        py.detach(|| self.lock().take().map(prepare::Preparation::discard));
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut store::StoreWriter) -> Result<T>) -> Result<T> {
-        self.lock().as_mut().ok_or_else(finished).and_then(work)
+    /// Let go of it; what was prepared stays for the next one.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.lock().take()));
+    }
+}
+
+impl Preparation {
+    fn lock(&self) -> MutexGuard<'_, Option<prepare::Preparation>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn finished() -> Error {
-    Error::Argument("this StoreWriter is finished; make another one".into())
+    Error::Argument("this preparation has ended; begin another one".into())
+}
+
+fn to_source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
+    match source.cast::<PyBytes>() {
+        Ok(bytes) => Ok(Source::Bytes(bytes.as_bytes().to_vec())),
+        Err(_) => Ok(Source::Path(source.extract()?)),
+    }
+}
+
+fn render_one(py: Python<'_>, render: &Py<PyAny>, record: &Record) -> PyResult<Rendered> {
+    let (prompt, responses) = group_to_python(py, record)?;
+    let found = render.bind(py).call1((prompt, responses))?;
+    if let Ok(problem) = found.cast::<PyString>() {
+        return Ok(Err(problem.to_str()?.to_owned()));
+    }
+    let (texts, boundaries): (Vec<String>, Vec<usize>) = found.extract()?;
+    if texts.len() != boundaries.len() {
+        return Err(PyValueError::new_err("a group needs a boundary for each of its texts"));
+    }
+    let pairs = texts.into_iter().zip(boundaries);
+    Ok(Ok(pairs.map(|(text, boundary)| Conversation { text, boundary }).collect()))
 }
 
 /// The text itself, or the file it names.
@@ -215,18 +262,6 @@ fn read_tokenizer(tokenizer_json: &str) -> Result<String> {
     }
     std::fs::read_to_string(tokenizer_json)
         .map_err(|error| Error::io(tokenizer_json, "cannot be read as a tokenizer.json", error))
-}
-
-fn rendered(text: &Bound<'_, PyAny>, boundaries: Vec<usize>) -> PyResult<Rendered> {
-    if let Ok(problem) = text.cast::<PyString>() {
-        return Ok(Err(problem.to_str()?.to_owned()));
-    }
-    let texts: Vec<String> = text.extract()?;
-    if texts.len() != boundaries.len() {
-        return Err(PyValueError::new_err("a group needs a boundary for each of its texts"));
-    }
-    let pairs = texts.into_iter().zip(boundaries);
-    Ok(Ok(pairs.map(|(text, boundary)| Conversation { text, boundary }).collect()))
 }
 
 /// A prepared data set on disk, memory-mapped.
@@ -340,7 +375,7 @@ fn deal_step<'py>(
 fn _data_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<DataError>())?;
     module.add_class::<Pairs>()?;
-    module.add_class::<StoreWriter>()?;
+    module.add_class::<Preparation>()?;
     module.add_class::<Store>()?;
     module.add_function(wrap_pyfunction!(read_pairs, module)?)?;
     module.add_function(wrap_pyfunction!(epoch_order, module)?)?;

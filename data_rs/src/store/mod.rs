@@ -1,6 +1,7 @@
 //! The store: a prepared data set as a folder of flat little-endian files (docs/store-format.md).
 
 mod files;
+mod journal;
 mod manifest;
 mod place;
 mod reader;
@@ -8,4 +9,4 @@ mod writer;
 
 pub use manifest::{Counts, SCHEMA};
 pub use reader::{RowInfo, Store};
-pub use writer::StoreWriter;
+pub use writer::{Progress, StoreWriter};

@@ -1,0 +1,266 @@
+//! One pipeline from an input to a store, window by window: read, lint, render, encode, share, write.
+//!
+//! One window is in memory at a time. After each the writer's journal says how far the store is good, so that an
+//! interrupted preparation goes on there. The store is the same whatever the windows, chunks, threads and interruptions.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::encode::{Encoder, Rendered};
+use crate::error::{Error, Result};
+use crate::options::{BadRow, Overlong, ReadOptions, WriteOptions, parse};
+use crate::pairs::{Findings, PairReader};
+use crate::read::Source;
+use crate::reason::Reason;
+use crate::record::Record;
+use crate::report::Report;
+use crate::store::StoreWriter;
+use crate::text::Text;
+
+/// Time between two pauses, about: an interruption is noticed that soon.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of text that are encoded at once, at least and at first; it follows the speed of the tokenizer.
+const CHUNK: usize = 1 << 16;
+
+/// What a preparation does.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// How rows are read.
+    #[serde(default)]
+    pub read: ReadOptions,
+    /// How groups become tokens.
+    #[serde(default)]
+    pub write: WriteOptions,
+    /// Groups left out at the beginning.
+    #[serde(default)]
+    pub offset: u64,
+    /// Groups used after that; nothing for all.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Lines of a window.
+    #[serde(default = "default_window")]
+    pub window: usize,
+}
+
+fn default_window() -> usize {
+    1000
+}
+
+impl Settings {
+    /// Read and check settings.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown name or a value out of range.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let settings: Self = parse(json)?;
+        settings.read.check()?;
+        settings.write.check()?;
+        Ok(settings)
+    }
+}
+
+/// A store that is being prepared.
+pub struct Preparation {
+    name: String,
+    reader: PairReader,
+    encoder: Encoder,
+    writer: StoreWriter,
+    tokenizer_hash: String,
+    /// The groups that are stored, by number.
+    wanted: Range<u64>,
+    /// Number of the next group.
+    next: u64,
+    window: usize,
+    chunk: usize,
+    resumed: bool,
+}
+
+impl Preparation {
+    /// Start, or go on where an interrupted preparation of the same identity stopped. Nothing if another one is at work,
+    /// or the store is there already.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a text that is no tokenizer.json, [`Error::Io`] for what cannot be read or written,
+    /// [`Error::Taken`] if something else is at the target.
+    pub fn begin(
+        source: Source,
+        target: &Path,
+        identity: &str,
+        tokenizer_json: &str,
+        settings: Settings,
+    ) -> Result<Option<Self>> {
+        let encoder = Encoder::new(tokenizer_json, settings.write)?;
+        let Some((writer, progress)) = StoreWriter::begin(target, identity)? else { return Ok(None) };
+        let name = name_of(&source, &settings.read);
+        let (resumed, next) = (progress.is_some(), progress.as_ref().map_or(0, |progress| progress.groups));
+        let reader = match progress {
+            Some(progress) => PairReader::open_at(source, settings.read, &progress.reader)?,
+            None => PairReader::open(source, settings.read)?,
+        };
+        let end = settings.limit.map_or(u64::MAX, |limit| settings.offset.saturating_add(limit));
+        let tokenizer_hash = format!("{:032x}", xxh3_128(tokenizer_json.as_bytes()));
+        let (wanted, window) = (settings.offset..end, settings.window.max(1));
+        Ok(Some(Self { name, reader, encoder, writer, tokenizer_hash, wanted, next, window, chunk: CHUNK, resumed }))
+    }
+
+    /// Whether it goes on with what an interrupted one left.
+    #[must_use]
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// What was found so far.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        self.writer.total()
+    }
+
+    /// Prepare the next window; whether there was one.
+    ///
+    /// `render` gives the text of each group; `pause` is called every now and then and may end the work.
+    ///
+    /// # Errors
+    /// What the reader finds wrong with the input, [`Error::Row`] where the options ask to stop, what `render` and `pause`
+    /// say. After an error the preparation can only be discarded or dropped.
+    pub fn advance<E: From<Error>>(
+        &mut self,
+        mut render: impl FnMut(&[Record]) -> std::result::Result<Vec<Rendered>, E>,
+        mut pause: impl FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<bool, E> {
+        let records = self.reader.next_window(self.window)?;
+        pause()?;
+        let findings = self.reader.findings();
+        let (more, records) = (records.is_some(), self.wanted_of(records.unwrap_or_default()));
+        let mut rest = records.as_slice();
+        let mut paused = Instant::now();
+        while !rest.is_empty() {
+            let started = Instant::now();
+            let (chunk, after) = rest.split_at(first_of(rest, self.chunk));
+            self.write(chunk, &render(chunk)?, &findings)?;
+            self.fit_chunk(started.elapsed());
+            rest = after;
+            if paused.elapsed() > PAUSE {
+                pause()?;
+                paused = Instant::now();
+            }
+        }
+        self.writer.report().enter(findings);
+        self.writer.commit(self.next, self.reader.position())?;
+        Ok(more)
+    }
+
+    /// Write the manifest with these entries added, and move the store to its place. The report as JSON.
+    ///
+    /// # Errors
+    /// As [`StoreWriter::finish`].
+    pub fn finish(self, mut entries: Map<String, Value>) -> Result<String> {
+        let encoding = json!({"options": self.encoder.options(), "tokenizer_xxh3": self.tokenizer_hash});
+        if entries.insert("encoding".into(), encoding).is_some() {
+            return Err(Error::Argument("manifest entry encoding is the store's own; use another name".into()));
+        }
+        self.writer.finish(entries)
+    }
+
+    /// Remove everything.
+    pub fn discard(self) {
+        self.writer.discard();
+    }
+
+    /// Those of the next groups that offset and limit leave.
+    fn wanted_of(&mut self, mut records: Vec<Record>) -> Vec<Record> {
+        let (first, count) = (self.next, records.len() as u64);
+        self.next += count;
+        let place = |group: u64| usize::try_from(group.saturating_sub(first).min(count)).unwrap_or(usize::MAX);
+        records.truncate(place(self.wanted.end));
+        records.drain(..place(self.wanted.start).min(records.len()));
+        self.writer.report().skipped += count - records.len() as u64;
+        records
+    }
+
+    fn write(&mut self, records: &[Record], rendered: &[Rendered], findings: &Findings) -> Result<()> {
+        check_texts(records, rendered)?;
+        let encoded = self.encoder.encode(rendered)?;
+        for ((record, rendered), group) in records.iter().zip(rendered).zip(encoded) {
+            match group {
+                Ok(group) => {
+                    self.writer.store(record, &group)?;
+                    self.writer.report().note(&findings.noted, record.row);
+                }
+                Err(reason) => self.refuse(record.row, reason, rendered.as_ref().err())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, row: u64, reason: Reason, message: Option<&String>) -> Result<()> {
+        let options = self.encoder.options();
+        let stop = match reason {
+            Reason::OverLength => options.on_overlong == Overlong::Raise,
+            _ => options.on_bad_row == BadRow::Raise,
+        };
+        if stop {
+            let detail = message.map(|message| format!(" ({message})")).unwrap_or_default();
+            return Err(Error::Row { name: self.name.clone(), row, reason, detail });
+        }
+        self.writer.report().refuse(row, reason, message.map(String::as_str));
+        Ok(())
+    }
+
+    /// Chunks of about the time between two pauses keep all threads at work and let nobody wait.
+    fn fit_chunk(&mut self, took: Duration) {
+        if took < PAUSE / 2 {
+            self.chunk = self.chunk.saturating_mul(2);
+        } else if took > PAUSE * 2 {
+            self.chunk = (self.chunk / 2).max(CHUNK);
+        }
+    }
+}
+
+fn name_of(source: &Source, options: &ReadOptions) -> String {
+    match (&options.name, source) {
+        (Some(name), _) => name.clone(),
+        (None, Source::Path(path)) => path.clone(),
+        (None, Source::Bytes(_)) => "<bytes>".to_owned(),
+    }
+}
+
+/// How many of the first records hold about so many bytes, at least one.
+fn first_of(records: &[Record], bytes: usize) -> usize {
+    let mut room = bytes;
+    let fits = |record: &&Record| {
+        let fits = room > 0;
+        room = room.saturating_sub(bytes_of(record));
+        fits
+    };
+    records.iter().take_while(fits).count()
+}
+
+fn bytes_of(record: &Record) -> usize {
+    let bytes = |text: &Text| match text {
+        Text::Plain(text) => text.len(),
+        Text::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+    };
+    record.responses.iter().map(|response| bytes(&record.prompt) + bytes(response)).sum()
+}
+
+fn check_texts(records: &[Record], rendered: &[Rendered]) -> Result<()> {
+    if records.len() != rendered.len() {
+        return Err(Error::Argument(format!("{} rendered groups for {}", rendered.len(), records.len())));
+    }
+    for (record, texts) in records.iter().zip(rendered) {
+        if let Ok(texts) = texts
+            && texts.len() != record.responses.len()
+        {
+            let (row, responses) = (record.row, record.responses.len());
+            return Err(Error::Argument(format!("row {row}: {} texts for {responses} responses", texts.len())));
+        }
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
+use pyo3_arrow::PyRecordBatchReader;
 
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
@@ -94,6 +95,11 @@ impl Pairs {
         Ok(&self.record(index)?.id)
     }
 
+    /// For each comparison of a group the places of the better and the worse response.
+    fn comparisons(&self, index: usize) -> PyResult<Vec<(u32, u32)>> {
+        Ok(self.record(index)?.comparisons.iter().map(|one| (one.better, one.worse)).collect())
+    }
+
     /// The `category` of a group.
     fn category(&self, index: usize) -> PyResult<Option<&str>> {
         Ok(self.record(index)?.category.as_deref())
@@ -129,19 +135,32 @@ fn to_json(mapping: &Bound<'_, PyMapping>) -> PyResult<String> {
     json.call_method1("dumps", (entries,))?.extract()
 }
 
-/// Read JSON lines from a path (plain or gz) or from bytes.
+/// JSON lines by their path or as bytes, Parquet files by their paths, or whatever gives Arrow tables.
+fn source_of(source: &Bound<'_, PyAny>) -> PyResult<Source> {
+    if let Ok(bytes) = source.cast::<PyBytes>() {
+        return Ok(Source::Bytes(bytes.as_bytes().to_vec()));
+    }
+    if source.hasattr("__arrow_c_stream__")? {
+        return Ok(Source::Arrow(source.extract::<PyRecordBatchReader>()?.into_reader()?));
+    }
+    if source.is_instance_of::<PyString>() {
+        return Ok(Source::Path(source.extract()?));
+    }
+    Ok(Source::Parquet(source.extract()?))
+}
+
+/// Read rows into memory.
 #[pyfunction]
 fn read_pairs(py: Python<'_>, source: &Bound<'_, PyAny>, options: &Bound<'_, PyMapping>) -> PyResult<Pairs> {
     let options = ReadOptions::from_json(&to_json(options)?)?;
-    let source = match source.cast::<PyBytes>() {
-        Ok(bytes) => Source::Bytes(bytes.as_bytes().to_vec()),
-        Err(_) => Source::Path(source.extract()?),
-    };
+    let source = source_of(source)?;
     let mut reader = py.detach(|| PairReader::open(source, options))?;
-    while py.detach(|| reader.read(CHUNK))? {
+    let mut records = Vec::new();
+    while let Some(window) = py.detach(|| reader.next_window(CHUNK, None))? {
+        records.extend(window);
         py.check_signals()?;
     }
-    Ok(Pairs(reader.finish()))
+    Ok(Pairs(reader.into_pairs(records)))
 }
 
 /// Writes a store under a temporary name; `finish` renames it into place.

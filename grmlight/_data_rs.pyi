@@ -1,7 +1,7 @@
 """The Rust extension: read, normalize and lint pairs; encode; share the prompt; store; deal; pack."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, final
+from typing import Any, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +48,23 @@ class Pairs:
     def id(self, index: int) -> str:
         """The `id` of a group (a whole number as text), or its row as text."""
 
+    def comparisons(self, index: int) -> list[tuple[int, int]]:
+        """For each comparison of a group the places of the better and the worse response."""
+
     def category(self, index: int) -> str | None:
         """The `category` of a group."""
 
-def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
-    """Read JSON lines from a path (plain or gz) or from bytes.
+class _ArrowStream(Protocol):
+    """Tables through Arrow's C stream interface, as pyarrow, polars and many others give them."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """A capsule of the stream."""
+
+def read_pairs(source: str | bytes | Sequence[str] | _ArrowStream, options: Mapping[str, Any]) -> Pairs:
+    """Read rows into memory.
+
+    Source: a path of JSON lines (plain or gz), their bytes, the paths of Parquet files, whose rows count on from one file
+        to the next, or Arrow tables. Columns that no format has are not read.
 
     Row formats, by columns:
         prompt, chosen, rejected: text or messages, mixed as well. If the prompt is text and both responses are whole
@@ -79,8 +91,8 @@ def read_pairs(source: str | bytes, options: Mapping[str, Any]) -> Pairs:
         on_duplicate: "keep", "drop" or "raise" (default "keep").
         on_contradiction: "keep", "drop" or "raise" (default "keep").
 
-    Errors: OSError for a file that cannot be read or breaks off, DataError for a first row of no pair format, for "raise"
-    and for unknown options.
+    Errors: OSError for a file that cannot be read or breaks off, DataError for a broken table, for a first row of no pair
+    format, for "raise" (which names file, row, and the byte of a broken line or the column) and for unknown options.
     """
 
 @final

@@ -70,6 +70,12 @@ impl Encoder {
         &self.options
     }
 
+    /// Its threads.
+    #[must_use]
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
     /// Encode groups on all threads; the result does not depend on how many there are.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! One window is in memory at a time. After each the writer's journal says how far the store is good, so that an
 //! interrupted preparation goes on there. The store is the same whatever the windows, chunks, threads and interruptions.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,9 +15,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::encode::{Encoder, Rendered};
 use crate::error::{Error, Result};
 use crate::options::{BadRow, Overlong, ReadOptions, WriteOptions, parse};
-use crate::pairs::{Findings, PairReader};
+use crate::pairs::{Findings, PairReader, Position};
 use crate::read::Source;
-use crate::reason::Reason;
+use crate::reason::{Reason, RowsByReason};
 use crate::record::Record;
 use crate::report::Report;
 use crate::store::StoreWriter;
@@ -68,10 +69,10 @@ impl Settings {
 
 /// A store that is being prepared.
 pub struct Preparation {
-    name: String,
     reader: PairReader,
     encoder: Encoder,
     writer: StoreWriter,
+    told: Told,
     tokenizer_hash: String,
     /// The groups that are stored, by number.
     wanted: Range<u64>,
@@ -98,16 +99,16 @@ impl Preparation {
     ) -> Result<Option<Self>> {
         let encoder = Encoder::new(tokenizer_json, settings.write)?;
         let Some((writer, progress)) = StoreWriter::begin(target, identity)? else { return Ok(None) };
-        let name = name_of(&source, &settings.read);
         let (resumed, next) = (progress.is_some(), progress.as_ref().map_or(0, |progress| progress.groups));
         let reader = match progress {
-            Some(progress) => PairReader::open_at(source, settings.read, &progress.reader)?,
+            Some(progress) => PairReader::open_at(source, settings.read, progress.reader, progress.entered)?,
             None => PairReader::open(source, settings.read)?,
         };
         let end = settings.limit.map_or(u64::MAX, |limit| settings.offset.saturating_add(limit));
         let tokenizer_hash = format!("{:032x}", xxh3_128(tokenizer_json.as_bytes()));
         let (wanted, window) = (settings.offset..end, settings.window.max(1));
-        Ok(Some(Self { name, reader, encoder, writer, tokenizer_hash, wanted, next, window, chunk: CHUNK, resumed }))
+        let (told, chunk) = (Told::default(), CHUNK);
+        Ok(Some(Self { reader, encoder, writer, told, tokenizer_hash, wanted, next, window, chunk, resumed }))
     }
 
     /// Whether it goes on with what an interrupted one left.
@@ -122,6 +123,12 @@ impl Preparation {
         self.writer.total()
     }
 
+    /// Where the next window begins, see [`crate::pairs::Position`].
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.reader.position().offset
+    }
+
     /// Prepare the next window; whether there was one.
     ///
     /// `render` gives the text of each group; `pause` is called every now and then and may end the work.
@@ -134,9 +141,9 @@ impl Preparation {
         mut render: impl FnMut(&[Record]) -> std::result::Result<Vec<Rendered>, E>,
         mut pause: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
-        let records = self.reader.next_window(self.window)?;
+        let records = self.reader.next_window(self.window, Some(self.encoder.pool()))?;
         pause()?;
-        let findings = self.reader.findings();
+        let findings = self.told.news(self.reader.findings());
         let (more, records) = (records.is_some(), self.wanted_of(records.unwrap_or_default()));
         let mut rest = records.as_slice();
         let mut paused = Instant::now();
@@ -151,8 +158,10 @@ impl Preparation {
                 paused = Instant::now();
             }
         }
-        self.writer.report().enter(findings);
-        self.writer.commit(self.next, self.reader.position())?;
+        self.writer.report().enter(&findings);
+        // What was found so far is in the reports of the windows.
+        let position = Position { findings: Findings::default(), ..self.reader.position().clone() };
+        self.writer.commit(self.next, position, self.reader.entered())?;
         Ok(more)
     }
 
@@ -207,7 +216,7 @@ impl Preparation {
         };
         if stop {
             let detail = message.map(|message| format!(" ({message})")).unwrap_or_default();
-            return Err(Error::Row { name: self.name.clone(), row, reason, detail });
+            return Err(Error::Row { name: self.reader.name().to_owned(), row, reason, detail });
         }
         self.writer.report().refuse(row, reason, message.map(String::as_str));
         Ok(())
@@ -223,12 +232,33 @@ impl Preparation {
     }
 }
 
-fn name_of(source: &Source, options: &ReadOptions) -> String {
-    match (&options.name, source) {
-        (Some(name), _) => name.clone(),
-        (None, Source::Path(path)) => path.clone(),
-        (None, Source::Bytes(_)) => "<bytes>".to_owned(),
+/// How much of a reader's findings is known.
+#[derive(Debug, Default)]
+struct Told {
+    rows: u64,
+    skipped: u64,
+    refused: BTreeMap<&'static str, usize>,
+    noted: BTreeMap<&'static str, usize>,
+}
+
+impl Told {
+    /// What was found since the last time.
+    fn news(&mut self, findings: &Findings) -> Findings {
+        Findings {
+            rows: findings.rows - std::mem::replace(&mut self.rows, findings.rows),
+            skipped: findings.skipped - std::mem::replace(&mut self.skipped, findings.skipped),
+            refused: behind(&findings.refused, &mut self.refused),
+            noted: behind(&findings.noted, &mut self.noted),
+        }
     }
+}
+
+fn behind(found: &RowsByReason, known: &mut BTreeMap<&'static str, usize>) -> RowsByReason {
+    let news = found.iter().map(|(&reason, rows)| {
+        let first = known.insert(reason, rows.len()).unwrap_or(0);
+        (reason, rows.get(first..).unwrap_or_default().to_vec())
+    });
+    news.filter(|(_, rows)| !rows.is_empty()).collect()
 }
 
 /// How many of the first records hold about so many bytes, at least one.

@@ -10,6 +10,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
+use pyo3_arrow::PyRecordBatchReader;
 
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
@@ -95,6 +96,11 @@ impl Pairs {
         Ok(&self.record(index)?.id)
     }
 
+    /// For each comparison of a group the places of the better and the worse response.
+    fn comparisons(&self, index: usize) -> PyResult<Vec<(u32, u32)>> {
+        Ok(self.record(index)?.comparisons.iter().map(|one| (one.better, one.worse)).collect())
+    }
+
     /// The `category` of a group.
     fn category(&self, index: usize) -> PyResult<Option<&str>> {
         Ok(self.record(index)?.category.as_deref())
@@ -137,16 +143,32 @@ fn to_json(mapping: &Bound<'_, PyMapping>) -> PyResult<String> {
     json.call_method1("dumps", (entries,))?.extract()
 }
 
-/// Read JSON lines from a path (plain or gz) or from bytes.
+/// JSON lines by their path or as bytes, Parquet files by their paths, or whatever gives Arrow tables.
+fn source_of(source: &Bound<'_, PyAny>) -> PyResult<Source> {
+    if let Ok(bytes) = source.cast::<PyBytes>() {
+        return Ok(Source::Bytes(bytes.as_bytes().to_vec()));
+    }
+    if source.hasattr("__arrow_c_stream__")? {
+        return Ok(Source::Arrow(source.extract::<PyRecordBatchReader>()?.into_reader()?));
+    }
+    if source.is_instance_of::<PyString>() {
+        return Ok(Source::Path(source.extract()?));
+    }
+    Ok(Source::Parquet(source.extract()?))
+}
+
+/// Read rows into memory.
 #[pyfunction]
 fn read_pairs(py: Python<'_>, source: &Bound<'_, PyAny>, options: &Bound<'_, PyMapping>) -> PyResult<Pairs> {
     let options = ReadOptions::from_json(&to_json(options)?)?;
-    let source = to_source(source)?;
+    let source = source_of(source)?;
     let mut reader = py.detach(|| PairReader::open(source, options))?;
-    while py.detach(|| reader.read(CHUNK))? {
+    let mut records = Vec::new();
+    while let Some(window) = py.detach(|| reader.next_window(CHUNK, None))? {
+        records.extend(window);
         py.check_signals()?;
     }
-    Ok(Pairs(reader.finish()))
+    Ok(Pairs(reader.into_pairs(records)))
 }
 
 /// A store that is being prepared, window by window.
@@ -166,7 +188,7 @@ impl Preparation {
         settings: &Bound<'_, PyMapping>,
     ) -> PyResult<Option<Self>> {
         let settings = Settings::from_json(&to_json(settings)?)?;
-        let source = to_source(source)?;
+        let source = source_of(source)?;
         let found = py.detach(|| {
             let text = read_tokenizer(tokenizer_json)?;
             prepare::Preparation::begin(source, &directory, identity, &text, settings)
@@ -180,12 +202,14 @@ impl Preparation {
         Ok(self.lock().as_ref().ok_or_else(finished)?.resumed())
     }
 
-    /// Rows read, groups stored and tokens so far.
+    /// Rows read and stored so far, and where the next one begins: bytes from the beginning, as they are once inflated,
+    /// or rows of tables.
     #[getter]
     fn progress(&self) -> PyResult<(u64, u64, u64)> {
         let guard = self.lock();
-        let report = guard.as_ref().ok_or_else(finished)?.report();
-        Ok((report.rows, report.used, report.tokens))
+        let preparation = guard.as_ref().ok_or_else(finished)?;
+        let report = preparation.report();
+        Ok((report.rows, report.used, preparation.offset()))
     }
 
     /// Prepare the next window; whether there was one. An error in it, Ctrl-C too, ends the preparation.
@@ -232,13 +256,6 @@ impl Preparation {
 
 fn finished() -> Error {
     Error::Argument("this preparation has ended; begin another one".into())
-}
-
-fn to_source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
-    match source.cast::<PyBytes>() {
-        Ok(bytes) => Ok(Source::Bytes(bytes.as_bytes().to_vec())),
-        Err(_) => Ok(Source::Path(source.extract()?)),
-    }
 }
 
 fn render_one(py: Python<'_>, render: &Py<PyAny>, record: &Record) -> PyResult<Rendered> {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::pairs::Findings;
+use crate::pairs::{Findings, by_reason};
 use crate::reason::{Reason, RowsByReason, enter};
 
 /// Rows and tokens of a store, or of a part of one. `rows` equals `used` + `skipped` + the refused rows.
@@ -17,10 +17,10 @@ pub struct Report {
     /// Usable rows left out: by the stride, or by offset and limit.
     pub skipped: u64,
     /// Rows not used.
-    #[serde(deserialize_with = "rows_by_reason")]
+    #[serde(deserialize_with = "by_reason")]
     pub refused: RowsByReason,
     /// Rows used although they were seen before, or without their ties.
-    #[serde(deserialize_with = "rows_by_reason")]
+    #[serde(deserialize_with = "by_reason")]
     pub noted: RowsByReason,
     /// Stored groups whose sides were swapped.
     pub flipped: u64,
@@ -40,10 +40,10 @@ pub struct Report {
 
 impl Report {
     /// Enter what a reader found. Its notes are kept apart: they count for rows that are stored.
-    pub fn enter(&mut self, findings: Findings) {
+    pub fn enter(&mut self, findings: &Findings) {
         self.rows += findings.rows;
         self.skipped += findings.skipped;
-        extend(&mut self.refused, findings.refused);
+        extend(&mut self.refused, findings.refused.clone());
     }
 
     /// Enter a refused row, and what the chat template said about it.
@@ -93,9 +93,4 @@ fn extend(rows: &mut RowsByReason, more: RowsByReason) {
     for (reason, more) in more {
         rows.entry(reason).or_default().extend(more);
     }
-}
-
-fn rows_by_reason<'de, D: Deserializer<'de>>(input: D) -> Result<RowsByReason, D::Error> {
-    let named = BTreeMap::<Reason, Vec<u64>>::deserialize(input)?;
-    Ok(named.into_iter().map(|(reason, rows)| (reason.name(), rows)).collect())
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use _data_rs::encode::{Conversation, Rendered};
 use _data_rs::options::{ReadOptions, WriteOptions};
 use _data_rs::pack::pack;
-use _data_rs::pairs::{PairReader, Pairs};
+use _data_rs::pairs::{Pairs, read_all};
 use _data_rs::read::Source;
 use _data_rs::store::{Store, StoreWriter};
 use proptest::prelude::*;
@@ -36,10 +36,7 @@ fn pairs(count: usize) -> Pairs {
     let rows: Vec<String> = (0..count)
         .map(|row| json!({"prompt": format!("p{row}"), "chosen": "x", "rejected": "y", "id": row}).to_string())
         .collect();
-    let source = Source::Bytes(rows.join("\n").into_bytes());
-    let mut reader = PairReader::open(source, ReadOptions::default()).unwrap();
-    while reader.read(100).unwrap() {}
-    reader.finish()
+    read_all(Source::Bytes(rows.join("\n").into_bytes()), ReadOptions::default()).unwrap()
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "what the writer takes")]

@@ -1,6 +1,6 @@
 //! Files that are hashed while they are written, and mapped and verified when they are read.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,12 @@ impl HashedFile {
         }
         file.set_len(bytes).map_err(failed)?;
         Ok(Some(Self { file: BufWriter::with_capacity(1 << 18, file), path, hasher, bytes }))
+    }
+
+    /// All of it, once flushed.
+    pub fn read_back(&self) -> Result<Vec<u8>> {
+        fs::read(&self.path)
+            .map_err(|error| Error::io(self.path.display(), "cannot be read; check its permissions", error))
     }
 
     /// Hand what was written to the system. Its length and checksum so far.

@@ -18,6 +18,8 @@ use crate::report::Report;
 
 /// The journal's file name.
 pub const JOURNAL: &str = "journal";
+/// The file of hashes that the reader entered; see [`crate::pairs::PairReader::entered`].
+pub const ENTERED: &str = "entered";
 
 /// The state after a window.
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,11 +77,6 @@ impl Journal {
         let json = serde_json::to_string(entry).map_err(|error| Error::Argument(error.to_string()))?;
         let line = format!("{:016x} {json}\n", xxh3_64(json.as_bytes()));
         self.file.write_all(line.as_bytes()).map_err(|error| cannot_write(&self.path, error))
-    }
-
-    /// Remove it.
-    pub fn remove(self) -> Result<()> {
-        fs::remove_file(&self.path).map_err(|error| cannot_write(&self.path, error))
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files::{cannot_write, sync_folder};
-use super::journal::JOURNAL;
+use super::journal::{ENTERED, JOURNAL};
 use super::manifest::MANIFEST;
 use crate::error::{Error, Result};
 
@@ -77,8 +77,12 @@ impl Workplace {
         self.keep = keep;
     }
 
-    /// Move the finished store to its place.
+    /// Move the finished store to its place. Without its journal a folder with a manifest is whole: who finds one goes
+    /// on here.
     pub fn publish(&self) -> Result<()> {
+        for name in [JOURNAL, ENTERED] {
+            let _ = fs::remove_file(self.folder.join(name));
+        }
         sync_folder(&self.folder)?;
         // An empty folder may have been made for the store.
         let _ = fs::remove_dir(&self.target);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::files::HashedFile;
-use super::journal::{Entry, Journal};
+use super::journal::{ENTERED, Entry, Journal};
 use super::manifest::{COMPARISONS, Counts, FileEntry, GROUPS, MANIFEST, ROWS, SCHEMA, SEGMENTS, STARTS, TOKENS};
 use super::place::Workplace;
 use crate::encode::Group;
@@ -35,6 +35,8 @@ pub struct Progress {
     pub groups: u64,
     /// Where the reader stood.
     pub reader: Position,
+    /// The hashes that it had entered.
+    pub entered: Vec<u128>,
 }
 
 struct Files {
@@ -44,6 +46,8 @@ struct Files {
     starts: HashedFile,
     comparisons: HashedFile,
     rows: HashedFile,
+    /// No part of the store: what the reader remembers, 16 bytes each.
+    entered: HashedFile,
 }
 
 impl Files {
@@ -53,7 +57,8 @@ impl Files {
         else {
             return Ok(None);
         };
-        Ok(Some(Self { tokens, segments, groups, starts, comparisons, rows }))
+        let Some(entered) = open(ENTERED)? else { return Ok(None) };
+        Ok(Some(Self { tokens, segments, groups, starts, comparisons, rows, entered }))
     }
 
     fn flush(&mut self) -> Result<BTreeMap<String, FileEntry>> {
@@ -64,6 +69,7 @@ impl Files {
             (STARTS, &mut self.starts),
             (COMPARISONS, &mut self.comparisons),
             (ROWS, &mut self.rows),
+            (ENTERED, &mut self.entered),
         ];
         all.into_iter().map(|(name, file)| Ok((name.to_owned(), file.flush()?))).collect()
     }
@@ -99,7 +105,9 @@ impl StoreWriter {
                 None => Ok(None),
             })?
         {
-            let progress = Progress { groups: entry.groups, reader: entry.reader };
+            let entered = files.entered.read_back()?;
+            let entered = entered.as_chunks().0.iter().map(|bytes| u128::from_le_bytes(*bytes)).collect();
+            let progress = Progress { groups: entry.groups, reader: entry.reader, entered };
             let (counts, total, window) = (entry.counts, entry.report, Report::default());
             return Ok(Some((Self { files, journal, counts, total, window, place }, Some(progress))));
         }
@@ -159,7 +167,10 @@ impl StoreWriter {
     ///
     /// # Errors
     /// [`Error::Io`] where nothing can be written.
-    pub fn commit(&mut self, groups: u64, reader: Position) -> Result<()> {
+    pub fn commit(&mut self, groups: u64, reader: Position, entered: &[u128]) -> Result<()> {
+        for hash in entered {
+            self.files.entered.write(&hash.to_le_bytes())?;
+        }
         let report = std::mem::take(&mut self.window);
         let entry = Entry { files: self.files.flush()?, counts: self.counts, groups, reader, report };
         self.journal.write(&entry)?;
@@ -174,7 +185,8 @@ impl StoreWriter {
     /// [`Error::Taken`] if something else is there, [`Error::Argument`] for an entry that would hide one of the store's.
     pub fn finish(mut self, entries: Map<String, Value>) -> Result<String> {
         let report = json!(self.total.sorted());
-        let files = self.files.flush()?;
+        let mut files = self.files.flush()?;
+        files.remove(ENTERED);
         let own = json!({"schema": SCHEMA, "counts": self.counts, "files": files, "report": report});
         let mut manifest = entries;
         if let Value::Object(own) = own {
@@ -188,8 +200,6 @@ impl StoreWriter {
         let mut file = HashedFile::create(self.place.folder().join(MANIFEST))?;
         file.write(format!("{}\n", Value::Object(manifest)).as_bytes())?;
         file.finish()?;
-        // From here on the folder is whole: whoever finds it without its journal need only move it.
-        self.journal.remove()?;
         self.place.publish()?;
         Ok(report.to_string())
     }

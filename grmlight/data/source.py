@@ -43,7 +43,7 @@ def fingerprint(source: str) -> str:
 
 
 def pair_source(source: str) -> str | list[str] | pa.RecordBatchReader:
-    """What `read_pairs` takes for a source: a path of JSON lines, the paths of Parquet files, or tables as they are read.
+    """What `read_pairs` takes for a source: a path of JSON lines, paths of Parquet files, or tables as they are read.
 
     Errors: ValueError in one line for what cannot be found or is no data set.
     """

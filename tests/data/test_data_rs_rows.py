@@ -3,6 +3,7 @@
 import gzip
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -204,8 +205,24 @@ def test_a_bad_row_is_refused_by_its_reason(row, reason):
     pairs, _ = agree(data)
     assert pairs.refused == {reason: [2]}
     assert [pairs.row(index) for index in range(len(pairs))] == [1, 3]
-    with pytest.raises(DataError, match=r"^rows\.jsonl:2: .*on_bad_row=drop$"):
+    with pytest.raises(DataError, match=r"^rows\.jsonl:2:(\d+:)? .*on_bad_row=drop$"):
         read_pairs(data, {"name": "rows.jsonl", "on_bad_row": "raise"})
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        (b'{"prompt": "p", "chosen": }', r"2:27: not a JSON object in UTF-8 \(expected value\);"),
+        (b'{"prompt": "\xc3\xa9\xff"}', r"2:15: not a JSON object in UTF-8 \(not UTF-8\);"),
+        (b'{"weight": NaN, "margin": -1e999}', "2:32: a number that is missing, not finite or out of range"),
+        (lines(TEXT | {"margin": "1"}), "2: a number that is missing, not finite or out of range in column margin;"),
+        (lines(TEXT | {"rejected": 1}), "2: a text, role or content that is no string in column rejected;"),
+        (lines(ranked(["a", 1], ratings=[1, 2])), "2: a text, .* in column responses;"),
+    ],
+)
+def test_where_a_row_is_broken_is_said(row, place):
+    with pytest.raises(DataError, match=rf"^rows\.jsonl:{place}"):
+        read_pairs(b"\n".join([lines(TEXT), row]), {"name": "rows.jsonl", "on_bad_row": "raise"})
 
 
 def test_repeated_pairs_follow_their_policies():
@@ -282,6 +299,26 @@ def test_hostile_lines():
     ]
     pairs, _ = agree(b"\n".join([lines(TEXT), *hostile]))
     assert pairs.refused == {"invalid_json": [2, 3, 5, 6], "bad_number": [11]}
+
+
+LONG_LINE = """
+import resource, sys
+from grmlight._data_rs import read_pairs
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pairs = read_pairs(sys.argv[1], {})
+print(len(pairs), dict(pairs.refused), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("part", ["0,", "{},", "[[0]],", '"a",'])
+def test_a_line_of_100_megabytes_takes_little_more_than_itself(part, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    items = part * (100_000_000 // len(part)) + part[:-1]
+    long = json.dumps(TEXT)[:-1] + f', "responses": [{items}], "ratings": [{items}], "x": [{items}]}}'
+    path.write_bytes(lines(TEXT, long[: len(long) // 3] + "]}", TEXT | {"prompt": "q"}))
+    found = subprocess.run([sys.executable, "-c", LONG_LINE, str(path)], capture_output=True, text=True, check=True)
+    usable, kilobytes = found.stdout.split(" ", 1)[0], int(found.stdout.rsplit(" ", 1)[1])
+    assert (int(usable), kilobytes < 400_000) == (3, True), found.stdout
 
 
 def test_white_space_is_what_python_says():

@@ -124,7 +124,11 @@ impl Tables {
 }
 
 /// The tables of a stream behind its first `skip` rows. Its makers are not trusted: their texts and offsets are checked.
-pub fn stream(reader: Box<dyn RecordBatchReader + Send>, name: &str, skip: u64) -> impl Iterator<Item = Result<Table>> {
+pub fn stream(
+    reader: Box<dyn RecordBatchReader + Send>,
+    name: &str,
+    skip: u64,
+) -> impl Iterator<Item = Result<Table>> + use<> {
     let (names, name) = (names_of(&reader.schema()), name.to_owned());
     let mut row = 0u64;
     let table = move |batch: std::result::Result<RecordBatch, arrow_schema::ArrowError>| {

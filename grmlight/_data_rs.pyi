@@ -1,12 +1,13 @@
 """The Rust extension: read, normalize and lint pairs; encode; share the prompt; store; deal; pack."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DataError", "Pairs", "Store", "StoreWriter", "deal_step", "epoch_order", "read_pairs"]
+__all__ = ["DataError", "Pairs", "Preparation", "Store", "deal_step", "epoch_order", "read_pairs"]
 
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""
@@ -60,7 +61,7 @@ class _ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """A capsule of the stream."""
 
-def read_pairs(source: str | bytes | Sequence[str] | _ArrowStream, options: Mapping[str, Any]) -> Pairs:
+def read_pairs(source: _Source, options: Mapping[str, Any]) -> Pairs:
     """Read rows into memory.
 
     Source: a path of JSON lines (plain or gz), their bytes, the paths of Parquet files, whose rows count on from one file
@@ -95,45 +96,89 @@ def read_pairs(source: str | bytes | Sequence[str] | _ArrowStream, options: Mapp
     format, for "raise" (which names file, row, and the byte of a broken line or the column) and for unknown options.
     """
 
-@final
-class StoreWriter:
-    """Writes a store under a temporary name; `finish` renames it into place.
+_Source = str | bytes | Sequence[str] | _ArrowStream
+_Text = list[dict[str, str]] | str
 
-    Options, all of them optional:
-        max_length: longest prompt + response, in tokens (default: no limit).
-        on_overlong: "drop", "truncate_prompt" (cut the prompt's beginning behind a leading special token, by the same
-            count for all responses) or "raise" (default "drop").
-        on_bad_row: "drop" or "raise" (default "drop").
-        add_special_tokens: let the tokenizer's post-processor add its tokens (default False).
-        append_token: id to append to each response that does not end with it (default: none).
+@final
+class Preparation:
+    """A store that is being prepared, window by window: read, lint, render, encode, share, write.
+
+    One window is in memory at a time. Until `finish` nothing is at the store's place; what was prepared so far lies in a
+    folder beside it, and the next preparation of the same identity goes on there. One that is killed may be begun again
+    at once. The store is the same, byte by byte, whatever the windows, threads and interruptions.
     """
 
-    def __new__(cls, directory: str, tokenizer_json: str, options: Mapping[str, Any]) -> Self:
-        """Start a store.
+    @staticmethod
+    def begin(
+        source: _Source | Callable[[], _Source],
+        directory: str | PathLike[str],
+        identity: str,
+        tokenizer_json: str,
+        settings: Mapping[str, Any],
+    ) -> Preparation | None:
+        """Start, or go on with an interrupted one. None if another one is at work, or the store is there already.
 
-        directory: where it will be; its parent is made.
+        source: as `read_pairs` takes it, or a function that gives it.
+        directory: where the store will be; its parent is made.
+        identity: names what goes into the store; of another one's folder nothing is used, and it is removed unless
+            somebody works there.
         tokenizer_json: the text of a tokenizer.json, or its path. Truncation and padding in it are switched off.
+
+        Settings, all of them optional:
+            read: the options of `read_pairs`.
+            write: max_length (longest prompt + response in tokens; default: no limit), on_overlong ("drop",
+                "truncate_prompt": cut the prompt's beginning behind a leading special token, by the same count for all
+                responses, or "raise"; default "drop"), on_bad_row ("drop" or "raise"), add_special_tokens (let the
+                tokenizer's post-processor add its tokens; default False), append_token (id to append to each response
+                that does not end with it; default: none).
+            offset: usable groups left out at the beginning (default 0).
+            limit: groups used after that (default: all).
+            window: lines of a window (default 1000).
+
+        Errors: OSError and DataError for what cannot be read or written, for what is no tokenizer, for unknown settings,
+        and for something else in the store's place.
         """
 
-    def append(
-        self, pairs: Pairs, start: int, texts: Sequence[Sequence[str] | str], boundaries: Sequence[Sequence[int]]
-    ) -> None:
-        """Encode groups start, start + 1, ... of `pairs`; groups of one reading come in ascending order.
+    @property
+    def resumed(self) -> bool:
+        """Whether it goes on with what an interrupted one left."""
 
-        texts: for each group the rendered conversations, one a response; or a string: the reason why it could not be
-            rendered, which refuses the row under the reason "template".
-        boundaries: for each group and response the character at which the scored response begins.
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Rows read and groups stored so far, and where the next row begins.
+
+        That is the bytes from the beginning, as they are once inflated, or rows of tables.
+        """
+
+    def report(self) -> str:
+        """What was found so far as JSON, see `finish`."""
+
+    def advance(self, render: Callable[[_Text, list[_Text]], tuple[Sequence[str], Sequence[int]] | str]) -> bool:
+        """Prepare the next window; whether there was one.
+
+        render: gives, for a group's prompt and responses, the whole conversations, one a response, with for each the
+            character at which its scored response begins; or a string: the reason why it could not be rendered, which
+            refuses the row under the reason "template".
+
+        Errors: DataError for rows that policies stop at, OSError; what `render` raises; KeyboardInterrupt within a second.
+        After an error only `discard` and `close` are left.
         """
 
     def finish(self, manifest: Mapping[str, Any]) -> str:
         """Write the manifest (with these entries added), rename into place, and return the report as JSON.
 
-        If a store with an equal manifest is there already, that one stays; anything else there is a DataError.
+        Anything that is in its place is a DataError.
 
         The report: rows, used, skipped, refused {reason: [row]}, noted {finding: [row]}, flipped, comparisons, ties (a
         label of one half), tokens, shared_tokens, max_tokens, template_errors {row: message}. `rows` is `used` +
-        `skipped` + all refused; groups that were never appended count as skipped, and only used rows are noted.
+        `skipped` + all refused; groups left out by offset and limit are skipped, and only used rows are noted.
         """
+
+    def discard(self) -> None:
+        """Remove what was prepared so far."""
+
+    def close(self) -> None:
+        """Let go of it; what was prepared so far stays for the next one."""
 
 @final
 class Store:
@@ -152,6 +197,13 @@ class Store:
     @property
     def costs(self) -> NDArray[np.int64]:
         """Tokens of each group, the shared prompt counted once."""
+
+    def lengths(self) -> dict[str, Any]:
+        """Lengths in tokens.
+
+        prompt_G: what each group's first response follows; better_C, worse_C: the scored tokens of each comparison's two
+        responses (int64); unshared: all responses with their prompts, as they would be without sharing.
+        """
 
     def rows(self) -> list[dict[str, Any]]:
         """For each group: row, id, source, category, flipped."""

@@ -81,34 +81,45 @@ pub struct Preparation {
     window: usize,
     chunk: usize,
     resumed: bool,
+    /// Whether a window was begun and not finished.
+    broken: bool,
 }
 
 impl Preparation {
     /// Start, or go on where an interrupted preparation of the same identity stopped. Nothing if another one is at work,
-    /// or the store is there already.
+    /// or the store is there already; then `source` is not asked for.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] for a text that is no tokenizer.json, [`Error::Io`] for what cannot be read or written,
     /// [`Error::Taken`] if something else is at the target.
-    pub fn begin(
-        source: Source,
+    pub fn begin<E: From<Error>>(
+        source: impl FnOnce() -> std::result::Result<Source, E>,
         target: &Path,
         identity: &str,
         tokenizer_json: &str,
         settings: Settings,
-    ) -> Result<Option<Self>> {
-        let encoder = Encoder::new(tokenizer_json, settings.write)?;
+    ) -> std::result::Result<Option<Self>, E> {
         let Some((writer, progress)) = StoreWriter::begin(target, identity)? else { return Ok(None) };
+        let encoder = Encoder::new(tokenizer_json, settings.write)?;
         let (resumed, next) = (progress.is_some(), progress.as_ref().map_or(0, |progress| progress.groups));
         let reader = match progress {
-            Some(progress) => PairReader::open_at(source, settings.read, progress.reader, progress.entered)?,
-            None => PairReader::open(source, settings.read)?,
+            Some(progress) => PairReader::open_at(source()?, settings.read, progress.reader, progress.entered)?,
+            None => PairReader::open(source()?, settings.read)?,
         };
         let end = settings.limit.map_or(u64::MAX, |limit| settings.offset.saturating_add(limit));
-        let tokenizer_hash = format!("{:032x}", xxh3_128(tokenizer_json.as_bytes()));
-        let (wanted, window) = (settings.offset..end, settings.window.max(1));
-        let (told, chunk) = (Told::default(), CHUNK);
-        Ok(Some(Self { reader, encoder, writer, told, tokenizer_hash, wanted, next, window, chunk, resumed }))
+        Ok(Some(Self {
+            reader,
+            encoder,
+            writer,
+            told: Told::default(),
+            tokenizer_hash: format!("{:032x}", xxh3_128(tokenizer_json.as_bytes())),
+            wanted: settings.offset..end,
+            next,
+            window: settings.window.max(1),
+            chunk: CHUNK,
+            resumed,
+            broken: false,
+        }))
     }
 
     /// Whether it goes on with what an interrupted one left.
@@ -141,6 +152,8 @@ impl Preparation {
         mut render: impl FnMut(&[Record]) -> std::result::Result<Vec<Rendered>, E>,
         mut pause: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
+        self.check()?;
+        self.broken = true;
         let records = self.reader.next_window(self.window, Some(self.encoder.pool()))?;
         pause()?;
         let findings = self.told.news(self.reader.findings());
@@ -162,6 +175,7 @@ impl Preparation {
         // What was found so far is in the reports of the windows.
         let position = Position { findings: Findings::default(), ..self.reader.position().clone() };
         self.writer.commit(self.next, position, self.reader.entered())?;
+        self.broken = false;
         Ok(more)
     }
 
@@ -170,6 +184,7 @@ impl Preparation {
     /// # Errors
     /// As [`StoreWriter::finish`].
     pub fn finish(self, mut entries: Map<String, Value>) -> Result<String> {
+        self.check()?;
         let encoding = json!({"options": self.encoder.options(), "tokenizer_xxh3": self.tokenizer_hash});
         if entries.insert("encoding".into(), encoding).is_some() {
             return Err(Error::Argument("manifest entry encoding is the store's own; use another name".into()));
@@ -180,6 +195,13 @@ impl Preparation {
     /// Remove everything.
     pub fn discard(self) {
         self.writer.discard();
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.broken {
+            return Err(Error::Argument("this preparation was interrupted; begin it again".into()));
+        }
+        Ok(())
     }
 
     /// Those of the next groups that offset and limit leave.

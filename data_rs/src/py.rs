@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
 use pyo3_arrow::PyRecordBatchReader;
+use serde_json::json;
 
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
@@ -188,10 +189,11 @@ impl Preparation {
         settings: &Bound<'_, PyMapping>,
     ) -> PyResult<Option<Self>> {
         let settings = Settings::from_json(&to_json(settings)?)?;
-        let source = source_of(source)?;
+        let source = source.clone().unbind();
         let found = py.detach(|| {
             let text = read_tokenizer(tokenizer_json)?;
-            prepare::Preparation::begin(source, &directory, identity, &text, settings)
+            let open = || Python::attach(|py| called_source(source.bind(py)));
+            prepare::Preparation::begin(open, &directory, identity, &text, settings)
         })?;
         Ok(found.map(|preparation| Self(Mutex::new(Some(preparation)))))
     }
@@ -212,18 +214,24 @@ impl Preparation {
         Ok((report.rows, report.used, preparation.offset()))
     }
 
-    /// Prepare the next window; whether there was one. An error in it, Ctrl-C too, ends the preparation.
+    /// What was found so far, as JSON.
+    fn report(&self, py: Python<'_>) -> PyResult<String> {
+        let report = py.detach(|| self.lock().as_ref().map(|preparation| json!(preparation.report()).to_string()));
+        Ok(report.ok_or_else(finished)?)
+    }
+
+    /// Prepare the next window; whether there was one. Errors and Ctrl-C end the preparation.
     fn advance(&self, py: Python<'_>, render: &Bound<'_, PyAny>) -> PyResult<bool> {
         let render = render.clone().unbind();
         py.detach(|| {
-            // Taken out, so that nobody waits for a lock with the interpreter's in hand.
+            // Taken out, so that nobody waits for this lock with the interpreter's in hand.
             let mut preparation = self.lock().take().ok_or_else(finished)?;
             let more = preparation.advance(
                 |records| Python::attach(|py| records.iter().map(|record| render_one(py, &render, record)).collect()),
                 || Python::attach(|py| py.check_signals()),
-            )?;
+            );
             *self.lock() = Some(preparation);
-            Ok(more)
+            more
         })
     }
 
@@ -256,6 +264,11 @@ impl Preparation {
 
 fn finished() -> Error {
     Error::Argument("this preparation has ended; begin another one".into())
+}
+
+/// A source, or what a function gives as one.
+fn called_source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
+    if source.is_callable() { source_of(&source.call0()?) } else { source_of(source) }
 }
 
 fn render_one(py: Python<'_>, render: &Py<PyAny>, record: &Record) -> PyResult<Rendered> {
@@ -306,6 +319,17 @@ impl Store {
     #[getter]
     fn costs<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         py.detach(|| self.0.costs()).into_pyarray(py)
+    }
+
+    /// Lengths in tokens, see `store::Lengths`.
+    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = py.detach(|| self.0.lengths());
+        let result = PyDict::new(py);
+        for (name, values) in [("prompt_G", found.prompt), ("better_C", found.better), ("worse_C", found.worse)] {
+            result.set_item(name, values.into_pyarray(py))?;
+        }
+        result.set_item("unshared", found.unshared)?;
+        Ok(result)
     }
 
     /// For each group: row, id, source, category, flipped.

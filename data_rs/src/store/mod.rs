@@ -8,5 +8,5 @@ mod reader;
 mod writer;
 
 pub use manifest::{Counts, SCHEMA};
-pub use reader::{RowInfo, Store};
+pub use reader::{Lengths, RowInfo, Store};
 pub use writer::{Progress, StoreWriter};

@@ -97,8 +97,7 @@ def test_an_error_in_a_window_costs_that_window_alone(undisturbed, tokenizer, tm
             with pytest.raises(KeyboardInterrupt):
                 preparation.advance(failing)
             preparation.close()
-    while preparation.advance(as_callback):
-        pass
+    go_on(preparation)
     preparation.finish({"identity": "test"})
     assert content(tmp_path / "store") == undisturbed
 
@@ -245,17 +244,20 @@ def test_a_full_disk_is_said_and_gone_on_from(undisturbed, tokenizer, tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         with pytest.raises(OSError, match=r"tokens\.bin: cannot be written; check permissions and free space"):
-            while preparation.advance(as_callback):
-                pass
+            go_on(preparation)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     preparation.close()
     preparation = begin(tmp_path / "store", lines(*ROWS), tokenizer, 50, **OPTIONS)
     assert preparation.progress[0] > 0
-    while preparation.advance(as_callback):
-        pass
+    go_on(preparation)
     preparation.finish({"identity": "test"})
     assert content(tmp_path / "store") == undisturbed
+
+
+def go_on(preparation):
+    while preparation.advance(as_callback):
+        pass
 
 
 SLOW = "why is the cat so Ümläut 日本語 it is not so " * 100
@@ -266,7 +268,7 @@ def slow_rows(count):
 
 
 def test_other_threads_run_meanwhile(tokenizer, tmp_path):
-    """The bound leaves room for the tokenizer's own threads; held, the interpreter's lock would leave next to nothing."""
+    """The bound leaves room for the tokenizer's own threads; with the interpreter's lock held next to nothing is left."""
     count, stop = [0], threading.Event()
 
     def counter():

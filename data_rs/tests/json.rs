@@ -144,7 +144,7 @@ fn where_a_line_is_broken() {
     at(b"{\"a\": \"\xff\"}", "f:3:8: not a JSON object in UTF-8 (not UTF-8)");
     at(br#"{"a": "\ud800"}"#, "f:3:14: ");
     at(b"{", "f:3:1: not a JSON object in UTF-8 (EOF while parsing an object)");
-    at(br#"{"margin": 1e999}"#, "f:3:15: a number that is missing, not finite or out of range (number out of range)");
+    at(br#"{"margin": 1e999}"#, "f:3:16: a number that is missing, not finite or out of range (number out of range)");
 }
 
 #[test]

@@ -150,7 +150,7 @@ proptest! {
                                                 cut in any::<bool>()) {
         let mut bytes = rows.parquet(4);
         let at = place.index(bytes.len());
-        if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+        if cut { bytes.truncate(at) } else { bytes[at] ^= 1u8 << bit }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows").to_str().unwrap().to_owned();
         std::fs::write(&path, bytes).unwrap();

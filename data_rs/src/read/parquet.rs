@@ -1,10 +1,11 @@
 //! Rows of Parquet files, a few at a time, and no column of them that does not count.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
 
 use crate::error::{Error, Result};
@@ -58,7 +59,9 @@ impl FileTables {
     fn open(path: String, skip: &mut u64) -> Result<Option<Self>> {
         let unreadable = "cannot be read; check the path and its permissions";
         let file = File::open(&path).map_err(|error| Error::io(&path, unreadable, error))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| broken(&path, 1, &error))?;
+        // Parquet's own types are all that is needed; what Arrow's writer adds about them is one thing more to be damaged.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let builder = guarded(&path, 1, || ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))?;
         let (mut groups, mut batch, mut row) = (Vec::new(), BATCH_ROWS as u64, 0);
         for (index, group) in builder.metadata().row_groups().iter().enumerate() {
             let rows = u64::try_from(group.num_rows()).unwrap_or(0);
@@ -85,13 +88,9 @@ impl FileTables {
         let roots = roots.filter(|(_, field)| Column::named(field.name()).is_some()).map(|(index, _)| index);
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots.collect::<Vec<_>>());
         let passed = usize::try_from(std::mem::take(skip)).unwrap_or(usize::MAX);
-        let batches = builder
-            .with_row_groups(groups)
-            .with_projection(mask)
-            .with_offset(passed)
-            .with_batch_size(usize::try_from(batch).unwrap_or(BATCH_ROWS))
-            .build()
-            .map_err(|error| broken(&path, row + 1, &error))?;
+        let batch = usize::try_from(batch).unwrap_or(BATCH_ROWS);
+        let builder = builder.with_row_groups(groups).with_projection(mask).with_offset(passed).with_batch_size(batch);
+        let batches = guarded(&path, row + 1, || builder.build())?;
         Ok(Some(Self { path, row: row + passed as u64, names, batches }))
     }
 }
@@ -100,17 +99,26 @@ impl Iterator for FileTables {
     type Item = Result<Table>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let batch = match self.batches.next()? {
-            Ok(batch) => batch,
-            Err(error) => return Some(Err(broken(&self.path, self.row + 1, &ParquetError::from(error)))),
+        let batches = &mut self.batches;
+        let batch = match guarded(&self.path, self.row + 1, || batches.next().transpose().map_err(ParquetError::from)) {
+            Ok(batch) => batch?,
+            Err(error) => return Some(Err(error)),
         };
         self.row += batch.num_rows() as u64;
         Some(Ok(Table::new(&batch, &self.names)))
     }
 }
 
-fn broken(path: &str, row: u64, error: &ParquetError) -> Error {
-    let message = error.to_string();
+/// Damage that the decoder does not foresee makes it panic.
+fn guarded<T>(path: &str, row: u64, decode: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+    let message = match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(Ok(decoded)) => return Ok(decoded),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "damaged".to_owned(),
+    };
     let first = message.lines().next().unwrap_or_default();
-    Error::Table { name: path.to_owned(), problem: format!("cannot be read as Parquet from row {row} on ({first})") }
+    Err(Error::Table {
+        name: path.to_owned(),
+        problem: format!("cannot be read as Parquet from row {row} on ({first})"),
+    })
 }

@@ -95,7 +95,7 @@ impl StoreWriter {
                 return Err(Error::Argument(problem));
             }
         }
-        let encoded = self.encoder.encode(groups)?;
+        let encoded = self.encoder.encode(start as u64, groups)?;
         for ((record, rendered), group) in records.iter().zip(groups).zip(encoded) {
             match group {
                 Ok(group) => self.store(pairs, record, &group)?,

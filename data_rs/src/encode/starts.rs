@@ -84,6 +84,10 @@ impl Spelling {
             if !rest.starts_with(bytes) {
                 return Err(Unspelled);
             }
+            // A space that was added alone has the offsets of what it stands before.
+            if prepended && bytes.is_empty() && boundary <= at && !rest.is_empty() {
+                return Ok(Some(index));
+            }
             at += bytes.len();
             if at - if self.trims { spelled.trailing.min(at) } else { 0 } > boundary {
                 return Ok(Some(index));
@@ -188,7 +192,8 @@ mod tests {
         assert_eq!(spelling.start(&[0, 1, 1], "<s>ab ab", 0, 4), Ok(Some(1)));
         assert_eq!(spelling.start(&[1, 1], "<s>ab ab", 3, 8), Ok(None));
         assert_eq!(spelling.start(&[0, 1, 1], "<s>abab", 0, 5), Err(Unspelled));
-        assert_eq!(spelling.start(&[2, 3], "\u{e9}", 0, 0), Ok(Some(1)));
+        assert_eq!(spelling.start(&[0, 2, 3], "<s>\u{e9}", 0, 2), Ok(Some(0)));
+        assert_eq!(spelling.start(&[0, 2, 3], "<s>\u{e9}", 0, 3), Ok(Some(1)));
         assert_eq!(spelling.start(&[9], "x", 0, 0), Err(Unspelled));
     }
 }

@@ -7,10 +7,64 @@ from typing import Any, Protocol, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DataError", "Pairs", "Preparation", "Store", "deal_step", "epoch_order", "read_pairs"]
+__all__ = [
+    "DataError",
+    "Encoder",
+    "EngineError",
+    "Pairs",
+    "Preparation",
+    "Store",
+    "deal_step",
+    "epoch_order",
+    "read_pairs",
+]
 
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""
+
+class EngineError(DataError):
+    """The fast engine gave other ids than the reference: all that was encoded must be encoded again, with the reference."""
+
+@final
+class Encoder:
+    """Text to token ids, as a store is written.
+
+    Two engines give the same ids, those of the Python package `tokenizers`: the reference, which defines them, and a fast
+    one, which is used where the tokenizer allows it, and checked on probe texts, on the first groups of the data and on a
+    sample that their text draws. Nothing but the tokenizer and the data decides the result.
+    """
+
+    def __new__(cls, tokenizer_json: str, options: Mapping[str, Any]) -> Self:
+        """Load a tokenizer.
+
+        tokenizer_json, options: those of a StoreWriter.
+        """
+
+    @property
+    def engine(self) -> str:
+        """What makes ids of text: "tokenizers 1.0" (fast) or "tokenizers 0.23" (the reference)."""
+
+    @property
+    def why_reference(self) -> str | None:
+        """Why that is the slow reference, if it is."""
+
+    @property
+    def prompt_once(self) -> bool:
+        """Whether what the conversations of a group begin with is encoded once."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The ids of texts end to end, and where each text's end; without what a post-processor adds."""
+
+    def encode_groups(
+        self, texts: Sequence[Sequence[str] | str], boundaries: Sequence[Sequence[int]], place: int
+    ) -> list[tuple[int, list[tuple[NDArray[np.int32], int]]] | str]:
+        """The groups as tokens: (shared tokens, [(tokens, first scored one) of each response]), or why one is refused.
+
+        texts, boundaries: those of `StoreWriter.append`.
+        place: the number of the first group in the data, which decides what is checked.
+
+        Errors: EngineError where a check fails.
+        """
 
 @final
 class Pairs:

@@ -65,6 +65,9 @@ pub enum Error {
     /// A tokenizer that cannot be loaded or cannot encode.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The fast engine gave other ids than the reference, see [`crate::encode`].
+    #[error("tokenizer: the fast engine fails on a text of this data ({0}); encode it with engine=reference")]
+    Engine(String),
     /// An argument that makes no sense.
     #[error("{0}")]
     Argument(String),

@@ -52,6 +52,17 @@ pub enum Overlong {
     Raise,
 }
 
+/// What makes ids of text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// The fast engine where it is exact, else the reference.
+    #[default]
+    Auto,
+    /// The reference.
+    Reference,
+}
+
 /// Options of reading.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -135,6 +146,12 @@ pub struct WriteOptions {
     pub add_special_tokens: bool,
     /// Id to append to each response that does not end with it.
     pub append_token: Option<u32>,
+    /// What makes ids of text: no part of what a store is, since all engines give the same ids.
+    #[serde(skip_serializing)]
+    pub engine: EngineChoice,
+    /// Threads; nothing for `RAYON_NUM_THREADS`, or as many as there are cores. No part of what a store is.
+    #[serde(skip_serializing)]
+    pub threads: Option<usize>,
 }
 
 impl WriteOptions {
@@ -155,6 +172,9 @@ impl WriteOptions {
     pub fn check(&self) -> Result<()> {
         if self.max_length == Some(0) {
             return Err(Error::Argument("max_length must be at least 1".into()));
+        }
+        if self.threads == Some(0) {
+            return Err(Error::Argument("threads must be at least 1".into()));
         }
         if self.append_token.is_some_and(|id| i32::try_from(id).is_err()) {
             return Err(Error::Argument("append_token is no token id".into()));

@@ -157,15 +157,16 @@ impl Preparation {
         let records = self.reader.next_window(self.window, Some(self.encoder.pool()))?;
         pause()?;
         let findings = self.told.news(self.reader.findings());
-        let (more, records) = (records.is_some(), self.wanted_of(records.unwrap_or_default()));
+        let (more, (mut place, records)) = (records.is_some(), self.wanted_of(records.unwrap_or_default()));
         let mut rest = records.as_slice();
         let mut paused = Instant::now();
         while !rest.is_empty() {
             let started = Instant::now();
             let (chunk, after) = rest.split_at(first_of(rest, self.chunk));
-            self.write(chunk, &render(chunk)?, &findings)?;
+            self.write(place, chunk, &render(chunk)?, &findings)?;
             self.fit_chunk(started.elapsed());
             rest = after;
+            place += chunk.len() as u64;
             if paused.elapsed() > PAUSE {
                 pause()?;
                 paused = Instant::now();
@@ -204,20 +205,20 @@ impl Preparation {
         Ok(())
     }
 
-    /// Those of the next groups that offset and limit leave.
-    fn wanted_of(&mut self, mut records: Vec<Record>) -> Vec<Record> {
+    /// Those of the next groups that offset and limit leave, and the number of the first of them.
+    fn wanted_of(&mut self, mut records: Vec<Record>) -> (u64, Vec<Record>) {
         let (first, count) = (self.next, records.len() as u64);
         self.next += count;
         let place = |group: u64| usize::try_from(group.saturating_sub(first).min(count)).unwrap_or(usize::MAX);
         records.truncate(place(self.wanted.end));
         records.drain(..place(self.wanted.start).min(records.len()));
         self.writer.report().skipped += count - records.len() as u64;
-        records
+        (first.max(self.wanted.start), records)
     }
 
-    fn write(&mut self, records: &[Record], rendered: &[Rendered], findings: &Findings) -> Result<()> {
+    fn write(&mut self, place: u64, records: &[Record], rendered: &[Rendered], findings: &Findings) -> Result<()> {
         check_texts(records, rendered)?;
-        let encoded = self.encoder.encode(rendered)?;
+        let encoded = self.encoder.encode(place, rendered)?;
         for ((record, rendered), group) in records.iter().zip(rendered).zip(encoded) {
             match group {
                 Ok(group) => {

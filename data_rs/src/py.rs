@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
-use crate::options::ReadOptions;
+use crate::options::{ReadOptions, WriteOptions};
 use crate::pack::Pack;
 use crate::pairs::PairReader;
 use crate::prepare::Settings;
@@ -23,7 +23,7 @@ use crate::read::Source;
 use crate::reason::RowsByReason;
 use crate::record::Record;
 use crate::text::Text;
-use crate::{deal, order, pack, pairs, prepare, store};
+use crate::{deal, encode, order, pack, pairs, prepare, store};
 
 /// Lines between two looks for Ctrl-C.
 const CHUNK: usize = 256;
@@ -35,6 +35,13 @@ pyo3::create_exception!(
     "Data that cannot be used, named by file and row, with what to do."
 );
 
+pyo3::create_exception!(
+    _data_rs,
+    EngineError,
+    DataError,
+    "The fast engine gave other ids than the reference: all that was encoded must be encoded again, with the reference."
+);
+
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         let message = error.to_string();
@@ -43,6 +50,7 @@ impl From<Error> for PyErr {
                 specific if Python::attach(|py| specific.is_instance_of::<PyOSError>(py)) => specific,
                 _ => PyOSError::new_err(message),
             },
+            Error::Engine(_) => EngineError::new_err(message),
             _ => DataError::new_err(message),
         }
     }
@@ -274,15 +282,10 @@ fn called_source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
 fn render_one(py: Python<'_>, render: &Py<PyAny>, record: &Record) -> PyResult<Rendered> {
     let (prompt, responses) = group_to_python(py, record)?;
     let found = render.bind(py).call1((prompt, responses))?;
-    if let Ok(problem) = found.cast::<PyString>() {
-        return Ok(Err(problem.to_str()?.to_owned()));
+    match found.extract() {
+        Ok((text, boundaries)) => rendered(&text, boundaries),
+        Err(_) => rendered(&found, Vec::new()),
     }
-    let (texts, boundaries): (Vec<String>, Vec<usize>) = found.extract()?;
-    if texts.len() != boundaries.len() {
-        return Err(PyValueError::new_err("a group needs a boundary for each of its texts"));
-    }
-    let pairs = texts.into_iter().zip(boundaries);
-    Ok(Ok(pairs.map(|(text, boundary)| Conversation { text, boundary }).collect()))
 }
 
 /// The text itself, or the file it names.
@@ -292,6 +295,96 @@ fn read_tokenizer(tokenizer_json: &str) -> Result<String> {
     }
     std::fs::read_to_string(tokenizer_json)
         .map_err(|error| Error::io(tokenizer_json, "cannot be read as a tokenizer.json", error))
+}
+
+fn rendered(text: &Bound<'_, PyAny>, boundaries: Vec<usize>) -> PyResult<Rendered> {
+    if let Ok(problem) = text.cast::<PyString>() {
+        return Ok(Err(problem.to_str()?.to_owned()));
+    }
+    let texts: Vec<String> = text.extract()?;
+    if texts.len() != boundaries.len() {
+        return Err(PyValueError::new_err("a group needs a boundary for each of its texts"));
+    }
+    let pairs = texts.into_iter().zip(boundaries);
+    Ok(Ok(pairs.map(|(text, boundary)| conversation(text, boundary)).collect()))
+}
+
+/// Python counts characters.
+fn conversation(text: String, boundary: usize) -> Conversation {
+    let boundary = text.char_indices().nth(boundary).map_or(text.len(), |(at, _)| at);
+    Conversation { text, boundary }
+}
+
+/// Text to token ids, as a store is written.
+#[pyclass(frozen, module = "grmlight._data_rs")]
+struct Encoder(encode::Encoder);
+
+#[pymethods]
+impl Encoder {
+    #[new]
+    fn new(py: Python<'_>, tokenizer_json: &str, options: &Bound<'_, PyMapping>) -> PyResult<Self> {
+        let options = WriteOptions::from_json(&to_json(options)?)?;
+        Ok(Self(py.detach(|| encode::Encoder::new(&read_tokenizer(tokenizer_json)?, options))?))
+    }
+
+    /// What makes ids of text.
+    #[getter]
+    fn engine(&self) -> &'static str {
+        self.0.engine()
+    }
+
+    /// Why that is the slow reference, if it is.
+    #[getter]
+    fn why_reference(&self) -> Option<&str> {
+        self.0.why_reference()
+    }
+
+    /// Whether what the conversations of a group begin with is encoded once.
+    #[getter]
+    fn prompt_once(&self) -> bool {
+        self.0.prompt_once()
+    }
+
+    /// The ids of texts end to end, and where each text's end.
+    fn encode<'py>(&self, py: Python<'py>, texts: Vec<String>) -> PyResult<Flat<'py>> {
+        let ids = py.detach(|| self.0.encode_texts(&texts))?;
+        let bounds = ids.iter().scan(0_usize, |end, ids| {
+            *end += ids.len();
+            i64::try_from(*end).ok()
+        });
+        let bounds: Vec<i64> = bounds.collect();
+        Ok((ids.concat().into_pyarray(py), bounds.into_pyarray(py)))
+    }
+
+    /// The groups as tokens, of which the first has the number `place` in the data.
+    fn encode_groups<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyAny>>,
+        boundaries: Vec<Vec<usize>>,
+        place: u64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let groups: PyResult<Vec<Rendered>> =
+            texts.iter().zip(boundaries).map(|(text, at)| rendered(text, at)).collect();
+        let groups = groups?;
+        let encoded = py.detach(|| self.0.encode(place, &groups))?;
+        let list = PyList::empty(py);
+        for group in encoded {
+            match group {
+                Ok(group) => list.append(tokens_to_python(py, group))?,
+                Err(reason) => list.append(reason.name())?,
+            }
+        }
+        Ok(list)
+    }
+}
+
+type Flat<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+type PyTokens<'py> = (usize, Vec<(Bound<'py, PyArray1<i32>>, usize)>);
+
+fn tokens_to_python(py: Python<'_>, group: encode::Group) -> PyTokens<'_> {
+    let responses = group.responses.into_iter().map(|one| (one.tokens.into_pyarray(py), one.start));
+    (group.shared, responses.collect())
 }
 
 /// A prepared data set on disk, memory-mapped.
@@ -415,6 +508,8 @@ fn deal_step<'py>(
 #[pymodule(gil_used = false)]
 fn _data_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<DataError>())?;
+    module.add("EngineError", module.py().get_type::<EngineError>())?;
+    module.add_class::<Encoder>()?;
     module.add_class::<Pairs>()?;
     module.add_class::<Preparation>()?;
     module.add_class::<Store>()?;

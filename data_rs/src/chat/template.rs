@@ -1,5 +1,6 @@
 //! A chat template that renders as transformers' `apply_chat_template` does, or says that it cannot.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ pub struct Turn<'a> {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    tokens: Vec<(Arc<str>, Value)>,
+    tokens: Arc<HashMap<String, Value>>,
     pub(super) source: Source,
 }
 
@@ -52,8 +53,8 @@ impl ChatTemplate {
         let source = Source::parse(template).map_err(failure)?;
         let mut environment = environment(now).map_err(failure)?;
         environment.add_template_owned("chat", source.text.clone()).map_err(failure)?;
-        let tokens = special_tokens.iter().map(|(name, token)| (Arc::from(name.as_str()), token_value(token)));
-        Ok(Self { environment, tokens: tokens.collect(), source })
+        let tokens = special_tokens.iter().map(|(name, token)| (name.clone(), token_value(token))).collect();
+        Ok(Self { environment, tokens: Arc::new(tokens), source })
     }
 
     /// Render a conversation, with the beginning of the assistant's turn if `generate`.
@@ -65,12 +66,8 @@ impl ChatTemplate {
             return Err(Failure::Unsupported("an empty conversation".into()));
         }
         let messages: Vec<Value> = turns.iter().map(Message::value).collect();
-        let mut variables = self.tokens.clone();
-        variables.push((Arc::from("messages"), Value::from(messages)));
-        variables.push((Arc::from("tools"), Value::from(())));
-        variables.push((Arc::from("documents"), Value::from(())));
-        variables.push((Arc::from("add_generation_prompt"), Value::from(generate)));
-        let variables: Value = variables.into_iter().collect();
+        let variables = Variables { tokens: self.tokens.clone(), messages: messages.into(), generate };
+        let variables = Value::from_object(variables);
         // The engine panics on a few slices of empty lists.
         let rendered = catch_unwind(AssertUnwindSafe(|| self.environment.get_template("chat")?.render(variables)));
         rendered.map_err(|_| Failure::Unsupported("the template engine failed".into()))?.map_err(failure)
@@ -81,10 +78,7 @@ fn token_value(token: &Json) -> Value {
     match token {
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(token_value).collect(),
-        Json::Object(fields) => fields.iter().map(|(key, item)| (key.as_str(), token_value(item))).collect(),
-        Json::Bool(truth) => Value::from(*truth),
-        Json::Number(number) => number.as_i64().map_or(Value::UNDEFINED, Value::from),
-        Json::Null => Value::from(()),
+        _ => Value::from(()),
     }
 }
 
@@ -97,6 +91,29 @@ fn failure(error: minijinja::Error) -> Failure {
         cause = current.source();
     }
     Failure::Unsupported(error.to_string().lines().collect::<Vec<_>>().join(" "))
+}
+
+/// What `apply_chat_template` passes.
+#[derive(Debug)]
+struct Variables {
+    tokens: Arc<HashMap<String, Value>>,
+    messages: Value,
+    generate: bool,
+}
+
+impl Object for Variables {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        match key {
+            "messages" => Some(self.messages.clone()),
+            "add_generation_prompt" => Some(Value::from(self.generate)),
+            "tools" | "documents" => Some(Value::from(())),
+            _ => self.tokens.get(key).cloned(),
+        }
+    }
 }
 
 /// A message as the dictionary that templates see.

@@ -285,7 +285,8 @@ impl ChatRenderer {
         match py.detach(|| self.0.render(row, &prompt, &responses))? {
             Err(message) => Ok(PyString::new(py, &message).into_any()),
             Ok(conversations) => {
-                let before = |found: &Conversation| found.text.get(..found.boundary).map_or(0, |text| text.chars().count());
+                let before =
+                    |found: &Conversation| found.text.get(..found.boundary).map_or(0, |text| text.chars().count());
                 let boundaries: Vec<usize> = conversations.iter().map(before).collect();
                 let texts: Vec<String> = conversations.into_iter().map(|found| found.text).collect();
                 Ok((texts, boundaries).into_pyobject(py)?.into_any())

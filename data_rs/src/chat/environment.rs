@@ -96,6 +96,7 @@ fn length(value: &Value) -> Result<usize, Error> {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "arguments are extracted by value")]
 fn default(value: &Value, other: Option<Value>, boolean: Option<bool>, options: Kwargs) -> Result<Value, Error> {
     let named: Option<Value> = options.get("default_value")?;
     let boolean = boolean.or(options.get("boolean")?).unwrap_or(false);
@@ -103,7 +104,6 @@ fn default(value: &Value, other: Option<Value>, boolean: Option<bool>, options: 
     let replaced = value.is_undefined() || (boolean && !value.is_true());
     Ok(if replaced { other.or(named).unwrap_or_else(|| Value::from("")) } else { value.clone() })
 }
-
 
 fn add_tests(environment: &mut Environment<'static>) {
     environment.add_test("defined", tests::is_defined);

@@ -25,7 +25,7 @@ pub(super) fn shared(left: &str, right: &str) -> usize {
         return left.len();
     }
     let same = left.bytes().zip(right.bytes()).take_while(|(left, right)| left == right).count();
-    left.floor_char_boundary(same)
+    (0..=same).rev().find(|&at| left.is_char_boundary(at)).unwrap_or(0)
 }
 
 fn shared_words(texts: &[&str]) -> usize {

@@ -13,6 +13,8 @@ mod planned;
 mod source;
 mod strings;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tojson;
 
 use serde::Deserialize;
@@ -119,12 +121,7 @@ impl Renderer {
     ///
     /// # Errors
     /// An [`Unrendered`].
-    pub fn render(
-        &self,
-        row: u64,
-        prompt: &Text,
-        responses: &[Text],
-    ) -> std::result::Result<Rendered, Unrendered> {
+    pub fn render(&self, row: u64, prompt: &Text, responses: &[Text]) -> std::result::Result<Rendered, Unrendered> {
         let template = match &self.template {
             Some(template) if self.wrap_text => template,
             _ => return Ok(Ok(self.join(prompt, responses)?)),

@@ -13,7 +13,17 @@ pub struct Moment {
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -47,7 +57,7 @@ impl Moment {
     }
 
     fn directive(&self, directive: char) -> Option<String> {
-        let hour = if self.hour % 12 == 0 { 12 } else { self.hour % 12 };
+        let hour = if self.hour.is_multiple_of(12) { 12 } else { self.hour % 12 };
         let day_name = DAYS.get(self.weekday())?;
         let month_name = MONTHS.get(self.month as usize - 1)?;
         Some(match directive {

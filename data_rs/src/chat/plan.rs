@@ -45,7 +45,8 @@ impl Plan {
             contents(roles, |_| "\t0".to_owned()),
             marked,
         ];
-        let holds = |probe: &Vec<String>| render(template, roles, probe, generate) == Some(plan.join(&turns(roles, probe)));
+        let holds =
+            |probe: &Vec<String>| render(template, roles, probe, generate) == Some(plan.join(&turns(roles, probe)));
         probes.iter().all(holds).then_some(plan)
     }
 

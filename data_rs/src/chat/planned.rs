@@ -111,5 +111,5 @@ impl Planned {
 }
 
 fn is_proof(row: u64) -> bool {
-    row < FIRST || xxh3_64(&row.to_le_bytes()) % ONE_IN == 0
+    row < FIRST || xxh3_64(&row.to_le_bytes()).is_multiple_of(ONE_IN)
 }

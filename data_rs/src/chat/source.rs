@@ -12,8 +12,24 @@ use crate::text::is_space;
 
 /// The blocks that both engines know, and know alike.
 const BLOCKS: [&str; 18] = [
-    "if", "elif", "else", "endif", "for", "endfor", "break", "continue", "set", "endset", "macro", "endmacro", "call",
-    "endcall", "with", "endwith", "generation", "endgeneration",
+    "if",
+    "elif",
+    "else",
+    "endif",
+    "for",
+    "endfor",
+    "break",
+    "continue",
+    "set",
+    "endset",
+    "macro",
+    "endmacro",
+    "call",
+    "endcall",
+    "with",
+    "endwith",
+    "generation",
+    "endgeneration",
 ];
 
 /// Words that may stand before a string without being a test that takes it.
@@ -113,7 +129,8 @@ enum Opener {
 impl Strings {
     fn collect(&mut self, tokens: &[(Token, Span)]) {
         for at in 0..tokens.len() {
-            let token = |offset: isize| at.checked_add_signed(offset).and_then(|at| tokens.get(at)).map(|(token, _)| token);
+            let token =
+                |offset: isize| at.checked_add_signed(offset).and_then(|at| tokens.get(at)).map(|(token, _)| token);
             match token(0) {
                 Some(Token::ParenOpen | Token::BracketOpen | Token::BraceOpen) => self.open.push(opener(token)),
                 Some(Token::ParenClose | Token::BracketClose | Token::BraceClose) => {
@@ -165,18 +182,18 @@ fn opener<'t>(token: impl Fn(isize) -> Option<&'t Token<'t>>) -> Opener {
     let Some(Token::ParenOpen) = token(0) else {
         return match token(-1) {
             Some(Token::Ident("in")) => Opener::Choices,
-            Some(Token::Ident(word)) if !KEYWORDS.contains(word) => Opener::Harmless,
             Some(Token::ParenClose | Token::BracketClose) => Opener::Harmless,
+            Some(Token::Ident(word)) if !KEYWORDS.contains(word) => Opener::Harmless,
             _ => Opener::Value,
         };
     };
     match (token(-2), token(-1)) {
         (_, Some(Token::Ident("in"))) => Opener::Choices,
-        (Some(Token::Dot), Some(Token::Ident("strip" | "lstrip" | "rstrip"))) => Opener::Strip,
-        (Some(Token::Pipe), Some(Token::Ident("trim"))) => Opener::Strip,
-        (Some(Token::Dot), Some(Token::Ident("get"))) => Opener::Harmless,
-        (Some(Token::Pipe), Some(Token::Ident("tojson" | "map" | "selectattr" | "rejectattr"))) => Opener::Harmless,
-        (_, Some(Token::Ident("raise_exception" | "strftime_now"))) => Opener::Harmless,
+        (Some(Token::Dot), Some(Token::Ident("strip" | "lstrip" | "rstrip")))
+        | (Some(Token::Pipe), Some(Token::Ident("trim"))) => Opener::Strip,
+        (Some(Token::Dot), Some(Token::Ident("get")))
+        | (Some(Token::Pipe), Some(Token::Ident("tojson" | "map" | "selectattr" | "rejectattr")))
+        | (_, Some(Token::Ident("raise_exception" | "strftime_now"))) => Opener::Harmless,
         (Some(Token::Dot | Token::Pipe), Some(Token::Ident(_))) => Opener::Arguments,
         (_, Some(Token::Ident(word))) if !KEYWORDS.contains(word) => Opener::Value,
         _ => Opener::Group,
@@ -195,7 +212,8 @@ mod tests {
 
     #[test]
     fn strings_that_messages_are_looked_through_for_are_found() {
-        let looked = ["{{ 'x' in c }}", "{{ c.split('x')[0] }}", "{% set m = 'x' %}", "{{ f(m='x') }}", "{{ c is in 'x' }}"];
+        let looked =
+            ["{{ 'x' in c }}", "{{ c.split('x')[0] }}", "{% set m = 'x' %}", "{{ f(m='x') }}", "{{ c is in 'x' }}"];
         for template in looked {
             assert_eq!(strings(template), (vec!["x".to_owned()], vec![]), "{template}");
         }

@@ -41,15 +41,11 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compile a template.
     ///
-    /// special_tokens: the tokenizer's map, such as `{"eos_token": "</s>"}`. now: what `strftime_now` prints.
+    /// `special_tokens`: the tokenizer's map, such as `{"eos_token": "</s>"}`; `now`: what `strftime_now` prints.
     ///
     /// # Errors
     /// [`Failure::Unsupported`] for a template that cannot be rendered exactly.
-    pub fn new(
-        template: &str,
-        special_tokens: &Map<String, Json>,
-        now: Option<Moment>,
-    ) -> Result<Self, Failure> {
+    pub fn new(template: &str, special_tokens: &Map<String, Json>, now: Option<Moment>) -> Result<Self, Failure> {
         let source = Source::parse(template).map_err(failure)?;
         let mut environment = environment(now).map_err(failure)?;
         environment.add_template_owned("chat", source.text.clone()).map_err(failure)?;
@@ -82,6 +78,7 @@ fn token_value(token: &Json) -> Value {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failure(error: minijinja::Error) -> Failure {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(current) = cause {

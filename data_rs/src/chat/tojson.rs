@@ -9,11 +9,10 @@ use super::environment::unsupported;
 ///
 /// # Errors
 /// For floats, for keys that are no strings, and for other options.
+#[allow(clippy::needless_pass_by_value, reason = "arguments are extracted by value")]
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let style = Style {
-        indent: options.get("indent")?,
-        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-    };
+    let style =
+        Style { indent: options.get("indent")?, sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false) };
     if options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false) || options.has("separators") {
         return Err(unsupported("other options of tojson than indent and sort_keys"));
     }
@@ -101,7 +100,11 @@ fn write_string(json: &mut String, text: &str) {
             '\t' => json.push_str("\\t"),
             '\u{8}' => json.push_str("\\b"),
             '\u{c}' => json.push_str("\\f"),
-            '\0'..'\u{20}' => json.push_str(&format!("\\u{:04x}", u32::from(character))),
+            '\0'..'\u{20}' => {
+                let code = u32::from(character);
+                json.push_str(if code < 16 { "\\u000" } else { "\\u001" });
+                json.extend(char::from_digit(code % 16, 16));
+            }
             _ => json.push(character),
         }
     }

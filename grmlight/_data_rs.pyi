@@ -6,10 +6,58 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DataError", "Pairs", "Store", "StoreWriter", "deal_step", "epoch_order", "read_pairs"]
+__all__ = [
+    "BrokenPlan",
+    "ChatRenderer",
+    "DataError",
+    "Pairs",
+    "Store",
+    "StoreWriter",
+    "UnsupportedTemplate",
+    "deal_step",
+    "epoch_order",
+    "read_pairs",
+]
 
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""
+
+class UnsupportedTemplate(ValueError):
+    """A chat template, or a conversation with it, that is not certain to be rendered exactly: transformers can."""
+
+class BrokenPlan(ValueError):
+    """A plan for a chat template that did not hold: render everything again with the option `plan` off."""
+
+@final
+class ChatRenderer:
+    """Renders groups as `grmlight.data.render.Renderer` does, without transformers.
+
+    Options, all of them optional:
+        text_rows: "auto", "chat" or "plain" (default "auto").
+        paper_mask: score from the end of the first user message on (default False).
+        name: what messages call the tokenizer.
+        now: what `strftime_now` prints, from `datetime.isoformat` (default: such templates are unsupported).
+        plan: join up conversations by plans found for the template (default True).
+    """
+
+    def __new__(cls, template: str | None, special_tokens: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        """A renderer for a tokenizer's `chat_template` and `special_tokens_map`.
+
+        Errors: UnsupportedTemplate, and ValueError for options.
+        """
+
+    def render(
+        self,
+        prompt: Sequence[Mapping[str, str]] | str,
+        responses: Sequence[Sequence[Mapping[str, str]] | str],
+        row: int = 0,
+    ) -> tuple[list[str], list[int]] | str:
+        """The texts of a group and the characters at which their scored responses begin, or the template's refusal.
+
+        row: the row's number, which chooses the rows that prove plans.
+
+        Errors: UnsupportedTemplate, BrokenPlan, and ValueError for rows that do not go with the options.
+        """
 
 @final
 class Pairs:

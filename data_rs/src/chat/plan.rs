@@ -27,8 +27,9 @@ enum Trim {
     Space,
 }
 
-/// White space on the left of a probe; mirrored on its right. What is left of it tells what was stripped.
-const EDGE: &str = "\n\n \t";
+/// White space on the left of a probe; mirrored on its right. What is left of it tells what was stripped; it is longer
+/// than what literals end with.
+const EDGE: &str = "\n\n\n\n\n \t";
 /// Characters of the long probe, beyond what a template might cut.
 const LONG: usize = 3000;
 

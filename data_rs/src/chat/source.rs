@@ -188,11 +188,12 @@ fn opener<'t>(token: impl Fn(isize) -> Option<&'t Token<'t>>) -> Opener {
         };
     };
     match (token(-2), token(-1)) {
-        (_, Some(Token::Ident("in"))) => Opener::Choices,
+        (_, Some(Token::Ident("in")))
+        | (Some(Token::Pipe), Some(Token::Ident("select" | "reject" | "selectattr" | "rejectattr"))) => Opener::Choices,
         (Some(Token::Dot), Some(Token::Ident("strip" | "lstrip" | "rstrip")))
         | (Some(Token::Pipe), Some(Token::Ident("trim"))) => Opener::Strip,
         (Some(Token::Dot), Some(Token::Ident("get")))
-        | (Some(Token::Pipe), Some(Token::Ident("tojson" | "map" | "selectattr" | "rejectattr")))
+        | (Some(Token::Pipe), Some(Token::Ident("tojson" | "map" | "join")))
         | (_, Some(Token::Ident("raise_exception" | "strftime_now"))) => Opener::Harmless,
         (Some(Token::Dot | Token::Pipe), Some(Token::Ident(_))) => Opener::Arguments,
         (_, Some(Token::Ident(word))) if !KEYWORDS.contains(word) => Opener::Value,

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BrokenPlan",
+    "ChatRenderer",
     "DataError",
     "Encoder",
     "EngineError",
     "Pairs",
     "Preparation",
     "Store",
+    "UnsupportedTemplate",
     "deal_step",
     "epoch_order",
     "read_pairs",
@@ -21,6 +24,43 @@ __all__ = [
 
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""
+
+class UnsupportedTemplate(ValueError):
+    """A chat template, or a conversation with it, that is not certain to be rendered exactly: transformers can."""
+
+class BrokenPlan(ValueError):
+    """A plan for a chat template that did not hold: render everything again with the option `plan` off."""
+
+@final
+class ChatRenderer:
+    """Renders groups as `grmlight.data.render.Renderer` does, without transformers.
+
+    Options, all of them optional:
+        text_rows: "auto", "chat" or "plain" (default "auto").
+        paper_mask: score from the end of the first user message on (default False).
+        name: what messages call the tokenizer.
+        now: what `strftime_now` prints, from `datetime.isoformat` (default: such templates are unsupported).
+        plan: join up conversations by plans found for the template (default True).
+    """
+
+    def __new__(cls, template: str | None, special_tokens: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        """A renderer for a tokenizer's `chat_template` and `special_tokens_map`.
+
+        Errors: UnsupportedTemplate, and ValueError for options.
+        """
+
+    def render(
+        self,
+        prompt: Sequence[Mapping[str, str]] | str,
+        responses: Sequence[Sequence[Mapping[str, str]] | str],
+        row: int = 0,
+    ) -> tuple[list[str], list[int]] | str:
+        """The texts of a group and the characters at which their scored responses begin, or the template's refusal.
+
+        row: the row's number, which chooses the rows that prove plans.
+
+        Errors: UnsupportedTemplate, BrokenPlan, and ValueError for rows that do not go with the options.
+        """
 
 class EngineError(DataError):
     """The fast engine gave other ids than the reference: all that was encoded must be encoded again, with the reference."""
@@ -37,7 +77,7 @@ class Encoder:
     def __new__(cls, tokenizer_json: str, options: Mapping[str, Any]) -> Self:
         """Load a tokenizer.
 
-        tokenizer_json, options: those of a StoreWriter.
+        tokenizer_json, options: as `Preparation.begin` takes them (`write`).
         """
 
     @property
@@ -60,7 +100,7 @@ class Encoder:
     ) -> list[tuple[int, list[tuple[NDArray[np.int32], int]]] | str]:
         """The groups as tokens: (shared tokens, [(tokens, first scored one) of each response]), or why one is refused.
 
-        texts, boundaries: those of `StoreWriter.append`.
+        texts, boundaries: as `Preparation.advance` is given them.
         place: the number of the first group in the data, which decides what is checked.
 
         Errors: EngineError where a check fails.
@@ -184,7 +224,10 @@ class Preparation:
                 "truncate_prompt": cut the prompt's beginning behind a leading special token, by the same count for all
                 responses, or "raise"; default "drop"), on_bad_row ("drop" or "raise"), add_special_tokens (let the
                 tokenizer's post-processor add its tokens; default False), append_token (id to append to each response
-                that does not end with it; default: none).
+                that does not end with it; default: none), engine ("auto" or "reference", see `Encoder`) and threads
+                (default: RAYON_NUM_THREADS, or as many as there are cores), which are no part of what the store is.
+            chat: template, special_tokens and options of a `ChatRenderer`; without it `render` renders every group.
+            careful: take no fast way that is checked on the go. Kept by those who go on (default False).
             offset: usable groups left out at the beginning (default 0).
             limit: groups used after that (default: all).
             window: lines of a window (default 1000).
@@ -204,18 +247,22 @@ class Preparation:
         That is the bytes from the beginning, as they are once inflated, or rows of tables.
         """
 
+    @property
+    def left(self) -> str | None:
+        """Why groups are left to `render` although there is `chat`, if some were."""
+
     def report(self) -> str:
         """What was found so far as JSON, see `finish`."""
 
     def advance(self, render: Callable[[_Text, list[_Text]], tuple[Sequence[str], Sequence[int]] | str]) -> bool:
         """Prepare the next window; whether there was one.
 
-        render: gives, for a group's prompt and responses, the whole conversations, one a response, with for each the
+        render: gives, where this is not done here, for a group's prompt and responses, the whole conversations, one a response, with for each the
             character at which its scored response begins; or a string: the reason why it could not be rendered, which
             refuses the row under the reason "template".
 
-        Errors: DataError for rows that policies stop at, OSError; what `render` raises; KeyboardInterrupt within a second.
-        After an error only `discard` and `close` are left.
+        Errors: DataError for rows that policies stop at, OSError; what `render` raises; KeyboardInterrupt within a second;
+        EngineError and BrokenPlan where nothing can be kept: discard it and begin again with `careful`. After an error only `discard` and `close` are left.
         """
 
     def finish(self, manifest: Mapping[str, Any]) -> str:

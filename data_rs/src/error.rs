@@ -65,6 +65,9 @@ pub enum Error {
     /// A tokenizer that cannot be loaded or cannot encode.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A plan for a chat template did not hold, see [`crate::chat`].
+    #[error("chat template: a plan does not hold for it ({0}); render it without plans")]
+    Plan(String),
     /// The fast engine gave other ids than the reference, see [`crate::encode`].
     #[error("tokenizer: the fast engine fails on a text of this data ({0}); encode it with engine=reference")]
     Engine(String),

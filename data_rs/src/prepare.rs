@@ -8,13 +8,15 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::chat::{RenderOptions, Renderer, Unrendered};
 use crate::encode::{Encoder, Rendered};
 use crate::error::{Error, Result};
-use crate::options::{BadRow, Overlong, ReadOptions, WriteOptions, parse};
+use crate::options::{BadRow, EngineChoice, Overlong, ReadOptions, WriteOptions, parse};
 use crate::pairs::{Findings, PairReader, Position};
 use crate::read::Source;
 use crate::reason::{Reason, RowsByReason};
@@ -48,6 +50,24 @@ pub struct Settings {
     /// Lines of a window.
     #[serde(default = "default_window")]
     pub window: usize,
+    /// How conversations become text; without it the caller renders.
+    #[serde(default)]
+    pub chat: Option<Chat>,
+    /// Take no fast way that is checked on the go: where such a check failed, everything is prepared anew like this.
+    #[serde(default)]
+    pub careful: bool,
+}
+
+/// How conversations become text.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chat {
+    /// The tokenizer's chat template.
+    pub template: Option<String>,
+    /// The tokenizer's special tokens by name.
+    pub special_tokens: Map<String, Value>,
+    /// The rest.
+    pub options: RenderOptions,
 }
 
 fn default_window() -> usize {
@@ -70,6 +90,9 @@ impl Settings {
 /// A store that is being prepared.
 pub struct Preparation {
     reader: PairReader,
+    chat: Option<Renderer>,
+    /// Why groups are left to the caller to render, if some are.
+    left: Option<String>,
     encoder: Encoder,
     writer: StoreWriter,
     told: Told,
@@ -97,9 +120,15 @@ impl Preparation {
         target: &Path,
         identity: &str,
         tokenizer_json: &str,
-        settings: Settings,
+        mut settings: Settings,
     ) -> std::result::Result<Option<Self>, E> {
-        let Some((writer, progress)) = StoreWriter::begin(target, identity)? else { return Ok(None) };
+        let Some((writer, progress)) = StoreWriter::begin(target, identity, settings.careful)? else {
+            return Ok(None);
+        };
+        if writer.careful() {
+            settings.write.engine = EngineChoice::Reference;
+        }
+        let (chat, left) = renderer(settings.chat, writer.careful())?;
         let encoder = Encoder::new(tokenizer_json, settings.write)?;
         let (resumed, next) = (progress.is_some(), progress.as_ref().map_or(0, |progress| progress.groups));
         let reader = match progress {
@@ -109,6 +138,8 @@ impl Preparation {
         let end = settings.limit.map_or(u64::MAX, |limit| settings.offset.saturating_add(limit));
         Ok(Some(Self {
             reader,
+            chat,
+            left,
             encoder,
             writer,
             told: Told::default(),
@@ -128,6 +159,12 @@ impl Preparation {
         self.resumed
     }
 
+    /// Why groups are left to the caller to render, if some were.
+    #[must_use]
+    pub fn left(&self) -> Option<&str> {
+        self.left.as_deref()
+    }
+
     /// What was found so far.
     #[must_use]
     pub fn report(&self) -> &Report {
@@ -142,7 +179,7 @@ impl Preparation {
 
     /// Prepare the next window; whether there was one.
     ///
-    /// `render` gives the text of each group; `pause` is called every now and then and may end the work.
+    /// `render` gives the text of each group that is not rendered here; `pause` is called every now and then and may end the work.
     ///
     /// # Errors
     /// What the reader finds wrong with the input, [`Error::Row`] where the options ask to stop, what `render` and `pause`
@@ -163,7 +200,11 @@ impl Preparation {
         while !rest.is_empty() {
             let started = Instant::now();
             let (chunk, after) = rest.split_at(first_of(rest, self.chunk));
-            self.write(place, chunk, &render(chunk)?, &findings)?;
+            let rendered = match self.render(chunk)? {
+                Some(rendered) => filled(chunk, rendered, &mut render)?,
+                None => render(chunk)?,
+            };
+            self.write(place, chunk, &rendered, &findings)?;
             self.fit_chunk(started.elapsed());
             rest = after;
             place += chunk.len() as u64;
@@ -216,6 +257,26 @@ impl Preparation {
         (first.max(self.wanted.start), records)
     }
 
+    /// What is rendered here: nothing at all, or all groups but those that are left to the caller.
+    fn render(&mut self, records: &[Record]) -> Result<Option<Vec<Option<Rendered>>>> {
+        let Some(chat) = &self.chat else { return Ok(None) };
+        let one = |record: &Record| chat.render(record.row, &record.prompt, &record.responses);
+        let found: Vec<_> = self.encoder.pool().install(|| records.par_iter().map(one).collect());
+        let mut rendered = Vec::with_capacity(found.len());
+        for found in found {
+            match found {
+                Ok(texts) => rendered.push(Some(texts)),
+                Err(Unrendered::Unsupported(problem)) => {
+                    self.left.get_or_insert(problem);
+                    rendered.push(None);
+                }
+                Err(Unrendered::Plan(problem)) => return Err(Error::Plan(problem)),
+                Err(Unrendered::Data(error)) => return Err(error),
+            }
+        }
+        Ok(Some(rendered))
+    }
+
     fn write(&mut self, place: u64, records: &[Record], rendered: &[Rendered], findings: &Findings) -> Result<()> {
         check_texts(records, rendered)?;
         let encoded = self.encoder.encode(place, rendered)?;
@@ -253,6 +314,33 @@ impl Preparation {
             self.chunk = (self.chunk / 2).max(CHUNK);
         }
     }
+}
+
+/// What renders, or why nothing here can.
+fn renderer(chat: Option<Chat>, careful: bool) -> Result<(Option<Renderer>, Option<String>)> {
+    let Some(Chat { template, special_tokens, mut options }) = chat else { return Ok((None, None)) };
+    options.plan &= !careful;
+    match Renderer::new(template.as_deref(), &special_tokens, options) {
+        Ok(renderer) => Ok((Some(renderer), None)),
+        Err(Unrendered::Data(error)) => Err(error),
+        Err(Unrendered::Unsupported(problem) | Unrendered::Plan(problem)) => Ok((None, Some(problem))),
+    }
+}
+
+/// Have what is missing rendered.
+fn filled<E>(
+    records: &[Record],
+    rendered: Vec<Option<Rendered>>,
+    mut render: impl FnMut(&[Record]) -> std::result::Result<Vec<Rendered>, E>,
+) -> std::result::Result<Vec<Rendered>, E> {
+    let mut all = Vec::with_capacity(rendered.len());
+    for (record, found) in records.iter().zip(rendered) {
+        match found {
+            Some(found) => all.push(found),
+            None => all.extend(render(std::slice::from_ref(record))?),
+        }
+    }
+    Ok(all)
 }
 
 /// How much of a reader's findings is known.

@@ -13,6 +13,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
 use pyo3_arrow::PyRecordBatchReader;
 use serde_json::json;
 
+use crate::chat::{RenderOptions, Renderer, Unrendered};
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
 use crate::options::{ReadOptions, WriteOptions};
@@ -22,7 +23,7 @@ use crate::prepare::Settings;
 use crate::read::Source;
 use crate::reason::RowsByReason;
 use crate::record::Record;
-use crate::text::Text;
+use crate::text::{Message, Text};
 use crate::{deal, encode, order, pack, pairs, prepare, store};
 
 /// Lines between two looks for Ctrl-C.
@@ -41,6 +42,28 @@ pyo3::create_exception!(
     DataError,
     "The fast engine gave other ids than the reference: all that was encoded must be encoded again, with the reference."
 );
+pyo3::create_exception!(
+    _data_rs,
+    UnsupportedTemplate,
+    PyValueError,
+    "A chat template, or a conversation with it, that is left to transformers."
+);
+pyo3::create_exception!(
+    _data_rs,
+    BrokenPlan,
+    PyValueError,
+    "A plan for a chat template that did not hold: render everything again with the option `plan` off."
+);
+
+impl From<Unrendered> for PyErr {
+    fn from(error: Unrendered) -> Self {
+        match error {
+            Unrendered::Unsupported(_) => UnsupportedTemplate::new_err(error.to_string()),
+            Unrendered::Plan(_) => BrokenPlan::new_err(error.to_string()),
+            Unrendered::Data(error) => error.into(),
+        }
+    }
+}
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
@@ -50,6 +73,7 @@ impl From<Error> for PyErr {
                 specific if Python::attach(|py| specific.is_instance_of::<PyOSError>(py)) => specific,
                 _ => PyOSError::new_err(message),
             },
+            Error::Plan(_) => BrokenPlan::new_err(message),
             Error::Engine(_) => EngineError::new_err(message),
             _ => DataError::new_err(message),
         }
@@ -222,6 +246,12 @@ impl Preparation {
         Ok((report.rows, report.used, preparation.offset()))
     }
 
+    /// Why groups are left to `render`, if some were.
+    #[getter]
+    fn left(&self) -> PyResult<Option<String>> {
+        Ok(self.lock().as_ref().ok_or_else(finished)?.left().map(str::to_owned))
+    }
+
     /// What was found so far, as JSON.
     fn report(&self, py: Python<'_>) -> PyResult<String> {
         let report = py.detach(|| self.lock().as_ref().map(|preparation| json!(preparation.report()).to_string()));
@@ -387,6 +417,58 @@ fn tokens_to_python(py: Python<'_>, group: encode::Group) -> PyTokens<'_> {
     (group.shared, responses.collect())
 }
 
+/// Renders groups with a chat template.
+#[pyclass(frozen, module = "grmlight._data_rs")]
+struct ChatRenderer(Renderer);
+
+#[pymethods]
+impl ChatRenderer {
+    #[new]
+    fn new(
+        template: Option<&str>,
+        special_tokens: &Bound<'_, PyMapping>,
+        options: &Bound<'_, PyMapping>,
+    ) -> PyResult<Self> {
+        let problem = |error: serde_json::Error| PyValueError::new_err(error.to_string());
+        let tokens = serde_json::from_str(&to_json(special_tokens)?).map_err(problem)?;
+        let options: RenderOptions = serde_json::from_str(&to_json(options)?).map_err(problem)?;
+        Ok(Self(Renderer::new(template, &tokens, options)?))
+    }
+
+    /// Render a group: its texts and boundaries in characters, or the template's refusal.
+    #[pyo3(signature = (prompt, responses, row = 0))]
+    fn render<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        responses: Vec<Bound<'py, PyAny>>,
+        row: u64,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let prompt = text_from_python(prompt)?;
+        let responses = responses.iter().map(text_from_python).collect::<PyResult<Vec<Text>>>()?;
+        match py.detach(|| self.0.render(row, &prompt, &responses))? {
+            Err(message) => Ok(PyString::new(py, &message).into_any()),
+            Ok(conversations) => {
+                let before =
+                    |found: &Conversation| found.text.get(..found.boundary).map_or(0, |text| text.chars().count());
+                let boundaries: Vec<usize> = conversations.iter().map(before).collect();
+                let texts: Vec<String> = conversations.into_iter().map(|found| found.text).collect();
+                Ok((texts, boundaries).into_pyobject(py)?.into_any())
+            }
+        }
+    }
+}
+
+fn text_from_python(text: &Bound<'_, PyAny>) -> PyResult<Text> {
+    if let Ok(text) = text.cast::<PyString>() {
+        return Ok(Text::Plain(text.to_str()?.to_owned()));
+    }
+    let message = |item: Bound<'_, PyAny>| -> PyResult<Message> {
+        Ok(Message { role: item.get_item("role")?.extract()?, content: item.get_item("content")?.extract()? })
+    };
+    text.try_iter()?.map(|item| message(item?)).collect::<PyResult<_>>().map(Text::Chat)
+}
+
 /// A prepared data set on disk, memory-mapped.
 #[pyclass(frozen, module = "grmlight._data_rs")]
 struct Store(store::Store);
@@ -510,6 +592,9 @@ fn _data_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<DataError>())?;
     module.add("EngineError", module.py().get_type::<EngineError>())?;
     module.add_class::<Encoder>()?;
+    module.add("UnsupportedTemplate", module.py().get_type::<UnsupportedTemplate>())?;
+    module.add("BrokenPlan", module.py().get_type::<BrokenPlan>())?;
+    module.add_class::<ChatRenderer>()?;
     module.add_class::<Pairs>()?;
     module.add_class::<Preparation>()?;
     module.add_class::<Store>()?;

@@ -253,7 +253,7 @@ fn record(
 
 /// Store groups, letting go of the writer behind each of these many.
 fn store(directory: &Path, groups: &[(Record, Group)], window: usize, interrupted: bool) {
-    let mut writer = StoreWriter::begin(directory, "x").unwrap().unwrap().0;
+    let mut writer = StoreWriter::begin(directory, "x", false).unwrap().unwrap().0;
     let mut done = 0u64;
     for part in groups.chunks(window) {
         for (record, group) in part {
@@ -267,7 +267,7 @@ fn store(directory: &Path, groups: &[(Record, Group)], window: usize, interrupte
             // What was not committed does not count.
             writer.store(&part[0].0, &part[0].1).unwrap();
             drop(writer);
-            let (again, progress) = StoreWriter::begin(directory, "x").unwrap().unwrap();
+            let (again, progress) = StoreWriter::begin(directory, "x", false).unwrap().unwrap();
             let progress = progress.unwrap();
             assert_eq!((progress.groups, &progress.reader), (done, &position));
             assert_eq!(progress.entered.last(), Some(&u128::from(done)));

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from grmlight._data_rs import Preparation, Store
+from grmlight._data_rs import BrokenPlan, EngineError, Preparation, Store
 from grmlight.data.files import cache_directory
 from grmlight.data.options import PrepareOptions
 from grmlight.data.render import Renderer
@@ -95,7 +95,12 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
     while not (target / "manifest.json").exists():
         preparation = Preparation.begin(lambda: pair_source(source), target, identity, text, settings)
         if preparation is not None:
-            return _finish(preparation, renderer, source, _manifest(source, tokenizer, options, identity))
+            try:
+                return _finish(preparation, renderer, source, _manifest(source, tokenizer, options, identity))
+            except (BrokenPlan, EngineError) as error:
+                print(f"{source}: {error}; beginning anew, the slow way", file=sys.stderr, flush=True)
+                settings["careful"] = True
+                continue
         if not said and not (target / "manifest.json").exists():
             print(f"{target}: another process prepares this store; waiting for it", file=sys.stderr, flush=True)
             said = True
@@ -117,6 +122,8 @@ def _finish(preparation: Preparation, renderer: Renderer, source: str, manifest:
                 show(*preparation.progress)
         rows, *_ = preparation.progress
         _check_used(source, json.loads(preparation.report()))
+        if why := preparation.left:
+            print(f"{source}: rendered by transformers where the template needs it ({why})", file=sys.stderr)
         preparation.finish(manifest)
     except ValueError:
         preparation.discard()
@@ -174,6 +181,15 @@ def _settings(source: str, renderer: Renderer, options: PrepareOptions) -> dict[
     return {
         "read": {name: getattr(options, name) for name in names} | {"name": source},
         "write": {name: value for name, value in write.items() if value is not None},
+        "chat": {
+            "template": renderer.tokenizer.chat_template,
+            "special_tokens": {name: str(token) for name, token in renderer.tokenizer.special_tokens_map.items()},
+            "options": {
+                "text_rows": options.text_rows,
+                "paper_mask": options.paper_mask,
+                "name": renderer.tokenizer.name_or_path or "this tokenizer",
+            },
+        },
         "offset": options.offset,
         "limit": options.limit,
     }

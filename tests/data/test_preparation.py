@@ -268,7 +268,7 @@ def slow_rows(count):
 
 
 def test_other_threads_run_meanwhile(tokenizer, tmp_path):
-    """The bound leaves room for the tokenizer's own threads; with the interpreter's lock held next to nothing is left."""
+    """The bound leaves room for the tokenizer's threads; with the interpreter's lock held next to nothing is left."""
     count, stop = [0], threading.Event()
 
     def counter():

@@ -30,6 +30,8 @@ pub struct Entry {
     pub counts: Counts,
     /// Groups that came from the reader so far, stored or not.
     pub groups: u64,
+    /// Whether no fast ways were taken; then none may be taken later.
+    pub careful: bool,
     /// Where the reader stands.
     pub reader: Position,
     /// What was found in this window.

@@ -25,6 +25,7 @@ pub struct StoreWriter {
     total: Report,
     /// Of the window in work.
     window: Report,
+    careful: bool,
     place: Workplace,
 }
 
@@ -93,11 +94,12 @@ struct RowLine<'a> {
 
 impl StoreWriter {
     /// Start a store, or go on with the one that an interrupted builder of the same identity left.
-    /// Nothing if another builder is at work, or the store is there already.
+    /// Nothing if another builder is at work, or the store is there already. `careful` is kept with a store that is
+    /// begun: who goes on with it is as careful.
     ///
     /// # Errors
     /// [`Error::Taken`] if something else is at the target, [`Error::Io`] where nothing can be written.
-    pub fn begin(target: &Path, identity: &str) -> Result<Option<(Self, Option<Progress>)>> {
+    pub fn begin(target: &Path, identity: &str, careful: bool) -> Result<Option<(Self, Option<Progress>)>> {
         let Some(mut place) = Workplace::claim(target, identity)? else { return Ok(None) };
         if let Some((journal, entry)) = Journal::resume(place.folder())?
             && let Some(files) = Files::open(|name| match entry.files.get(name) {
@@ -108,8 +110,8 @@ impl StoreWriter {
             let entered = files.entered.read_back()?;
             let entered = entered.as_chunks().0.iter().map(|bytes| u128::from_le_bytes(*bytes)).collect();
             let progress = Progress { groups: entry.groups, reader: entry.reader, entered };
-            let (counts, total, window) = (entry.counts, entry.report, Report::default());
-            return Ok(Some((Self { files, journal, counts, total, window, place }, Some(progress))));
+            let (counts, total, window, careful) = (entry.counts, entry.report, Report::default(), entry.careful);
+            return Ok(Some((Self { files, journal, counts, total, window, careful, place }, Some(progress))));
         }
         place.clear()?;
         let files = Files::open(|name| HashedFile::create(place.folder().join(name)).map(Some))?;
@@ -118,7 +120,13 @@ impl StoreWriter {
         files.groups.write(&[0; 16])?;
         let journal = Journal::create(place.folder())?;
         let (counts, total, window) = (Counts::default(), Report::default(), Report::default());
-        Ok(Some((Self { files, journal, counts, total, window, place }, None)))
+        Ok(Some((Self { files, journal, counts, total, window, careful, place }, None)))
+    }
+
+    /// Whether it must be written without fast ways.
+    #[must_use]
+    pub fn careful(&self) -> bool {
+        self.careful
     }
 
     /// The report of the window in work.
@@ -172,7 +180,8 @@ impl StoreWriter {
             self.files.entered.write(&hash.to_le_bytes())?;
         }
         let report = std::mem::take(&mut self.window);
-        let entry = Entry { files: self.files.flush()?, counts: self.counts, groups, reader, report };
+        let entry =
+            Entry { files: self.files.flush()?, counts: self.counts, groups, careful: self.careful, reader, report };
         self.journal.write(&entry)?;
         self.place.keep(true);
         self.total.add(entry.report);

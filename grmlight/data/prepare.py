@@ -181,17 +181,25 @@ def _settings(source: str, renderer: Renderer, options: PrepareOptions) -> dict[
     return {
         "read": {name: getattr(options, name) for name in names} | {"name": source},
         "write": {name: value for name, value in write.items() if value is not None},
-        "chat": {
-            "template": renderer.tokenizer.chat_template,
-            "special_tokens": {name: str(token) for name, token in renderer.tokenizer.special_tokens_map.items()},
-            "options": {
-                "text_rows": options.text_rows,
-                "paper_mask": options.paper_mask,
-                "name": renderer.tokenizer.name_or_path or "this tokenizer",
-            },
-        },
+        "chat": _chat(renderer, options),
         "offset": options.offset,
         "limit": options.limit,
+    }
+
+
+def _chat(renderer: Renderer, options: PrepareOptions) -> dict[str, Any] | None:
+    """What the extension renders with; nothing where a tokenizer has several templates, which are transformers' own."""
+    tokenizer = renderer.tokenizer
+    if not isinstance(tokenizer.chat_template, str | None):
+        return None
+    return {
+        "template": tokenizer.chat_template,
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "options": {
+            "text_rows": options.text_rows,
+            "paper_mask": options.paper_mask,
+            "name": tokenizer.name_or_path or "this tokenizer",
+        },
     }
 
 

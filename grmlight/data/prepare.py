@@ -132,11 +132,11 @@ def _bar(source: str, preparation: Preparation) -> Iterator[Callable[[int, int, 
     path = Path(source)
     lines = path.is_file() and path.suffix != ".parquet"
     total = path.stat().st_size if lines and not is_gzip(path) else None
-    unit = {"unit": "B", "unit_scale": True} if lines else {"unit": " rows"}
+    unit = "B" if lines else " rows"
     rows, _, place = preparation.progress
     if preparation.resumed:
         print(f"{source}: going on at row {rows + 1} of an interrupted preparation", file=sys.stderr, flush=True)
-    with tqdm(total=total, initial=place, desc=f"preparing {path.name}", delay=2, **unit) as bar:
+    with tqdm(total=total, initial=place, desc=f"preparing {path.name}", delay=2, unit=unit, unit_scale=lines) as bar:
 
         def show(rows: int, used: int, place: int) -> None:
             bar.set_postfix(rows=rows, pairs=used, refresh=False)

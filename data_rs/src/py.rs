@@ -228,7 +228,7 @@ impl Preparation {
             let mut preparation = self.lock().take().ok_or_else(finished)?;
             let more = preparation.advance(
                 |records| Python::attach(|py| records.iter().map(|record| render_one(py, &render, record)).collect()),
-                || Python::attach(|py| py.check_signals()),
+                look_for_signals,
             );
             *self.lock() = Some(preparation);
             more
@@ -264,6 +264,11 @@ impl Preparation {
 
 fn finished() -> Error {
     Error::Argument("this preparation has ended; begin another one".into())
+}
+
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the method does not hold for every lifetime")]
+fn look_for_signals() -> PyResult<()> {
+    Python::attach(|py| py.check_signals())
 }
 
 /// A source, or what a function gives as one.

@@ -316,12 +316,15 @@ print(len(pairs), most() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from Linux")
-@pytest.mark.parametrize("part", ["0,", "{},", "[[0]],", '"a",'])
-def test_a_line_of_100_megabytes_takes_little_more_than_itself(part, tmp_path):
+def test_lines_of_100_megabytes_take_little_more_than_one_of_them(tmp_path):
     path = tmp_path / "rows.jsonl"
-    items = part * (33_000_000 // len(part)) + part[:-1]
-    long = json.dumps(TEXT)[:-1] + f', "responses": [{items}], "ratings": [{items}], "x": [{items}]}}'
-    path.write_bytes(lines(TEXT, long, TEXT | {"prompt": "q"}))
+    rows = [json.dumps(TEXT)]
+    for part in ("{},", '0,[[0]],"a",'):
+        items = part * (33_000_000 // len(part)) + "0"
+        rows.append(
+            json.dumps(TEXT | {"prompt": part})[:-1] + f', "ratings": [{items}], "x": [{items}], "id": [{items}]}}'
+        )
+    path.write_bytes(lines(*rows))
     found = subprocess.run([sys.executable, "-c", LONG_LINE, str(path)], capture_output=True, text=True, check=True)
     usable, kilobytes = map(int, found.stdout.split())
     assert usable == 3

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grmlight import _data_rs
 from grmlight._data_rs import DataError, read_pairs
 from tests.data.rows import agree, assistant, content_of, lines, system, user
 
@@ -303,14 +304,16 @@ def test_hostile_lines():
 
 
 LONG_LINE = """
-import pathlib, re, sys
-from grmlight._data_rs import read_pairs
+import importlib.util, pathlib, re, sys
+spec = importlib.util.spec_from_file_location("_data_rs", sys.argv[2])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
 
 def most():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text()).group(1))
 
 before = most()
-pairs = read_pairs(sys.argv[1], {})
+pairs = module.read_pairs(sys.argv[1], {})
 print(len(pairs), most() - before)
 """
 
@@ -325,7 +328,9 @@ def test_lines_of_100_megabytes_take_little_more_than_one_of_them(tmp_path):
             json.dumps(TEXT | {"prompt": part})[:-1] + f', "ratings": [{items}], "x": [{items}], "id": [{items}]}}'
         )
     path.write_bytes(lines(*rows))
-    found = subprocess.run([sys.executable, "-c", LONG_LINE, str(path)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", LONG_LINE, str(path), _data_rs.__file__], capture_output=True, text=True, check=True
+    )
     usable, kilobytes = map(int, found.stdout.split())
     assert usable == 3
     assert 90_000 < kilobytes < 200_000

@@ -119,7 +119,7 @@ fn lines_that_are_none() {
         r#"{"chosen": [{"role": 1, "content": "b"}], "rejected": [{"role": null}], "prompt": {"role": "a", "content": "b"}}"#,
         r#"{"a": 01}"#,
         r#"{"a": 1.}"#,
-        r#"{'a': 1}"#,
+        r"{'a': 1}",
         r#"{"a": tru}"#,
         r#"{"a": nan}"#,
         "{\"a\": \"\u{1}\"}",
@@ -128,9 +128,15 @@ fn lines_that_are_none() {
         r#"{"a": NaN, "b": }"#,
         r#"{"margin": NaN, "b": 1e999}"#,
     ];
-    lines.iter().for_each(|line| check(line.as_bytes()));
-    [1, 125, 126, 127, 128, 200].iter().for_each(|&depth| check(deep(depth).as_bytes()));
-    [1, 255, 256, 257, 300].iter().for_each(|&count| check(long(count).as_bytes()));
+    for line in lines {
+        check(line.as_bytes());
+    }
+    for depth in [1, 125, 126, 127, 128, 200] {
+        check(deep(depth).as_bytes());
+    }
+    for count in [1, 255, 256, 257, 300] {
+        check(long(count).as_bytes());
+    }
     check(b"{\"a\": \"\xff\"}");
     check(b"{\"a\": \"\xed\xa0\x80\"}");
 }

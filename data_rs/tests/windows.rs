@@ -16,9 +16,12 @@ use proptest::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde_json::{Value, json};
 
-/// Columns of plain pairs, some of them null.
+/// Id, prompt, chosen, rejected and margin.
+type Columns = (Option<i64>, Option<String>, Option<String>, Option<String>, Option<f64>);
+
+/// Plain pairs with columns that may be null.
 #[derive(Clone, Debug)]
-struct Rows(Vec<(Option<i64>, Option<String>, Option<String>, Option<String>, Option<f64>)>);
+struct Rows(Vec<Columns>);
 
 impl Rows {
     fn lines(&self) -> Vec<u8> {
@@ -31,10 +34,8 @@ impl Rows {
     }
 
     fn batch(&self) -> RecordBatch {
-        let text = |of: fn(
-            &(Option<i64>, Option<String>, Option<String>, Option<String>, Option<f64>),
-        ) -> Option<&str>|
-         -> ArrayRef { Arc::new(self.0.iter().map(of).collect::<StringArray>()) };
+        let text =
+            |of: fn(&Columns) -> Option<&str>| -> ArrayRef { Arc::new(self.0.iter().map(of).collect::<StringArray>()) };
         let columns: [(&str, ArrayRef); 6] = [
             ("id", Arc::new(self.0.iter().map(|row| row.0).collect::<Int64Array>())),
             ("prompt", text(|row| row.1.as_deref())),

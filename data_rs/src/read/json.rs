@@ -34,7 +34,7 @@ fn parse(text: &str) -> serde_json::Result<Row> {
     match parsed {
         Ok(Top(row)) => Ok(row),
         // Another value than an object may be no value at all: what is wrong behind its beginning comes first.
-        Err(error) if error.is_data() => serde_json::from_str(text).and_then(|Checked| Err(error)),
+        Err(error) if error.is_data() => serde_json::from_str::<Checked>(text).and(Err(error)),
         Err(error) => Err(error),
     }
 }
@@ -182,7 +182,7 @@ impl<'de> Visitor<'de> for TopVisitor {
         while let Some(Name(column)) = entries.next_key()? {
             match column {
                 Some(column) => row.set(column, entries.next_value::<Item>()?.into_cell()),
-                None => drop(entries.next_value::<Checked>()?),
+                None => entries.next_value::<Checked>().map(|_| ())?,
             }
         }
         Ok(Top(row))
@@ -272,7 +272,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
             match key {
                 Key::Role => role = entries.next_value::<Item>()?.into_text(),
                 Key::Content => content = entries.next_value::<Item>()?.into_text(),
-                Key::Other => drop(entries.next_value::<Checked>()?),
+                Key::Other => entries.next_value::<Checked>().map(|_| ())?,
             }
         }
         Ok(Item::Object(role, content))

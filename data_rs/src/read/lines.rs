@@ -204,22 +204,18 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn text(line: &str) -> Option<String> {
-        Some(line.to_owned())
-    }
-
     #[test]
     fn splits_lines_and_keeps_blank_ones() {
-        assert_eq!(lines(b"a\n\nb", 9), [text("a"), text(""), text("b")]);
-        assert_eq!(lines(b"\xEF\xBB\xBFa\n", 9), [text("a")]);
+        assert_eq!(lines(b"a\n\nb", 9), [Some("a".to_owned()), Some(String::new()), Some("b".to_owned())]);
+        assert_eq!(lines(b"\xEF\xBB\xBFa\n", 9), [Some("a".to_owned())]);
         assert_eq!(lines(b"", 9), []);
     }
 
     #[test]
     fn passes_over_long_lines() {
-        assert_eq!(lines(b"abcd\nabc\n", 3), [None, text("abc")]);
+        assert_eq!(lines(b"abcd\nabc\n", 3), [None, Some("abc".to_owned())]);
         assert_eq!(lines(b"abcd", 3), [None]);
-        assert_eq!(lines(b"abc", 3), [text("abc")]);
+        assert_eq!(lines(b"abc", 3), [Some("abc".to_owned())]);
     }
 
     #[test]

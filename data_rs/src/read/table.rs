@@ -8,7 +8,7 @@ use arrow_array::types::{
     UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef, OffsetSizeTrait, RecordBatch, RecordBatchReader, StructArray};
-use arrow_schema::{DataType, Schema};
+use arrow_schema::{DataType, Field, Schema};
 
 use crate::error::{Error, Result};
 use crate::row::{Cell, Column, Items, Row};
@@ -27,8 +27,8 @@ impl Table {
     pub fn new(batch: &RecordBatch, names: &Arc<[String]>) -> Self {
         let schema = batch.schema();
         let fields = schema.fields().iter().zip(batch.columns());
-        let named = |name: &str, array: &ArrayRef| Column::named(name).map(|column| (column, Arc::clone(array)));
-        let columns = fields.filter_map(|(field, array)| named(field.name(), array)).collect();
+        let known = |(field, array): (&Arc<Field>, &ArrayRef)| Some((Column::named(field.name())?, Arc::clone(array)));
+        let columns = fields.filter_map(known).collect();
         Self { columns, len: batch.num_rows(), names: Arc::clone(names) }
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BrokenPlan",
+    "BrokenPlanError",
     "ChatRenderer",
     "DataError",
     "Encoder",
@@ -16,7 +16,7 @@ __all__ = [
     "Pairs",
     "Preparation",
     "Store",
-    "UnsupportedTemplate",
+    "UnsupportedTemplateError",
     "deal_step",
     "epoch_order",
     "read_pairs",
@@ -25,10 +25,10 @@ __all__ = [
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""
 
-class UnsupportedTemplate(ValueError):
+class UnsupportedTemplateError(ValueError):
     """A chat template, or a conversation with it, that is not certain to be rendered exactly: transformers can."""
 
-class BrokenPlan(ValueError):
+class BrokenPlanError(ValueError):
     """A plan for a chat template that did not hold: render everything again with the option `plan` off."""
 
 @final
@@ -46,7 +46,7 @@ class ChatRenderer:
     def __new__(cls, template: str | None, special_tokens: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
         """A renderer for a tokenizer's `chat_template` and `special_tokens_map`.
 
-        Errors: UnsupportedTemplate, and ValueError for options.
+        Errors: UnsupportedTemplateError, and ValueError for options.
         """
 
     def render(
@@ -59,7 +59,7 @@ class ChatRenderer:
 
         row: the row's number, which chooses the rows that prove plans.
 
-        Errors: UnsupportedTemplate, BrokenPlan, and ValueError for rows that do not go with the options.
+        Errors: UnsupportedTemplateError, BrokenPlanError, and ValueError for rows that do not go with the options.
         """
 
 class EngineError(DataError):
@@ -262,7 +262,7 @@ class Preparation:
             refuses the row under the reason "template".
 
         Errors: DataError for rows that policies stop at, OSError; what `render` raises; KeyboardInterrupt within a second;
-        EngineError and BrokenPlan where nothing can be kept: discard it and begin again with `careful`. After an error only `discard` and `close` are left.
+        EngineError and BrokenPlanError where nothing can be kept: discard it and begin again with `careful`. After an error only `discard` and `close` are left.
         """
 
     def finish(self, manifest: Mapping[str, Any]) -> str:

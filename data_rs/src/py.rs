@@ -44,13 +44,13 @@ pyo3::create_exception!(
 );
 pyo3::create_exception!(
     _data_rs,
-    UnsupportedTemplate,
+    UnsupportedTemplateError,
     PyValueError,
     "A chat template, or a conversation with it, that is left to transformers."
 );
 pyo3::create_exception!(
     _data_rs,
-    BrokenPlan,
+    BrokenPlanError,
     PyValueError,
     "A plan for a chat template that did not hold: render everything again with the option `plan` off."
 );
@@ -58,8 +58,8 @@ pyo3::create_exception!(
 impl From<Unrendered> for PyErr {
     fn from(error: Unrendered) -> Self {
         match error {
-            Unrendered::Unsupported(_) => UnsupportedTemplate::new_err(error.to_string()),
-            Unrendered::Plan(_) => BrokenPlan::new_err(error.to_string()),
+            Unrendered::Unsupported(_) => UnsupportedTemplateError::new_err(error.to_string()),
+            Unrendered::Plan(_) => BrokenPlanError::new_err(error.to_string()),
             Unrendered::Data(error) => error.into(),
         }
     }
@@ -73,7 +73,7 @@ impl From<Error> for PyErr {
                 specific if Python::attach(|py| specific.is_instance_of::<PyOSError>(py)) => specific,
                 _ => PyOSError::new_err(message),
             },
-            Error::Plan(_) => BrokenPlan::new_err(message),
+            Error::Plan(_) => BrokenPlanError::new_err(message),
             Error::Engine(_) => EngineError::new_err(message),
             _ => DataError::new_err(message),
         }
@@ -597,8 +597,8 @@ fn _data_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<DataError>())?;
     module.add("EngineError", module.py().get_type::<EngineError>())?;
     module.add_class::<Encoder>()?;
-    module.add("UnsupportedTemplate", module.py().get_type::<UnsupportedTemplate>())?;
-    module.add("BrokenPlan", module.py().get_type::<BrokenPlan>())?;
+    module.add("UnsupportedTemplateError", module.py().get_type::<UnsupportedTemplateError>())?;
+    module.add("BrokenPlanError", module.py().get_type::<BrokenPlanError>())?;
     module.add_class::<ChatRenderer>()?;
     module.add_class::<Pairs>()?;
     module.add_class::<Preparation>()?;

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from grmlight._data_rs import BrokenPlan, EngineError, Preparation, Store
+from grmlight._data_rs import BrokenPlanError, EngineError, Preparation, Store
 from grmlight.data.files import cache_directory
 from grmlight.data.options import PrepareOptions
 from grmlight.data.render import Renderer
@@ -97,7 +97,7 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
         if preparation is not None:
             try:
                 return _finish(preparation, renderer, source, _manifest(source, tokenizer, options, identity))
-            except (BrokenPlan, EngineError) as error:
+            except (BrokenPlanError, EngineError) as error:
                 print(f"{source}: {error}; beginning anew, the slow way", file=sys.stderr, flush=True)
                 settings["careful"] = True
                 continue

@@ -10,9 +10,40 @@ from typing import Any
 WRITTEN = Path(__file__).parent / "templates"
 # What templates look for in messages, white space of all kinds, and what looks like a template.
 PIECES = [
-    *["", " ", "\n", "\t\x1c\x85\u3000", "words", "two words", "\nled", "trailed\n\n", "a\r\nb", "x" * 60, "é\u0301 日本 𝄞", "\x00"],
-    *["{{ messages }}", "{% if %}", "{#", "'\"\\", "\\n", "<s>", "</s>", "<|im_end|>\n", "[INST]", "<end_of_turn>", "</n>&amp;<b>"],
-    *["</think>", "<think>why</think>so", "<think>\n\n</think>\n\nso", "<tool_response>x</tool_response>", "<tool_call>"],
+    *[
+        "",
+        " ",
+        "\n",
+        "\t\x1c\x85\u3000",
+        "words",
+        "two words",
+        "\nled",
+        "trailed\n\n",
+        "a\r\nb",
+        "x" * 60,
+        "é\u0301 日本 𝄞",
+        "\x00",
+    ],
+    *[
+        "{{ messages }}",
+        "{% if %}",
+        "{#",
+        "'\"\\",
+        "\\n",
+        "<s>",
+        "</s>",
+        "<|im_end|>\n",
+        "[INST]",
+        "<end_of_turn>",
+        "</n>&amp;<b>",
+    ],
+    *[
+        "</think>",
+        "<think>why</think>so",
+        "<think>\n\n</think>\n\nso",
+        "<tool_response>x</tool_response>",
+        "<tool_call>",
+    ],
     *["system", "user", "assistant", "model", "tool", "<|channel|>final", "<|START_THINKING|>", "None", "true"],
 ]
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from grmlight._data_rs import ChatRenderer, UnsupportedTemplate, read_pairs
+from grmlight._data_rs import ChatRenderer, UnsupportedTemplateError, read_pairs
 from grmlight.data.render import Renderer
 from tests.data import chat
 
@@ -57,9 +57,9 @@ def compare(tokenizer, path, groups, **options):
     for row, (prompt, responses) in enumerate(groups, 200):
         try:
             found = planned.render(prompt, responses, row)
-        except UnsupportedTemplate:
+        except UnsupportedTemplateError:
             counts["left"] += 1
-            with pytest.raises(UnsupportedTemplate):
+            with pytest.raises(UnsupportedTemplateError):
                 unplanned.render(prompt, responses, row)
             continue
         assert found == expected(slow, prompt, responses), (path.name, prompt, responses)
@@ -125,8 +125,8 @@ def test_plain_rows_are_joined_as_they_are(tokenizer):
 )
 def test_rows_and_options_that_do_not_go_together(tokenizer, options, template, prompt):
     tokenizer.chat_template = template
-    with pytest.raises(ValueError) as problem:
+    with pytest.raises(ValueError, match="rows hold") as problem:
         Renderer(tokenizer, **options).render(prompt, ["so", "no"])
-    with pytest.raises(ValueError) as same:
+    with pytest.raises(ValueError, match="rows hold") as same:
         fast(tokenizer, name=tokenizer.name_or_path, **options).render(prompt, ["so", "no"])
     assert str(same.value) == str(problem.value)

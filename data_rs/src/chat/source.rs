@@ -38,7 +38,7 @@ const KEYWORDS: [&str; 6] = ["if", "elif", "else", "and", "or", "not"];
 /// A template as the engine at hand takes it.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// The template, with a plain scope in the place of transformers' generation blocks.
+    /// The template, with plain scopes in the place of transformers' generation blocks, and sums of texts in that of `~`.
     pub(super) text: String,
     /// Messages are looked through for these strings.
     pub(super) contained: Vec<String>,
@@ -57,32 +57,54 @@ impl Source {
             return Err(unsupported("white space of an unusual kind"));
         }
         let tokens: Vec<(Token, Span)> = tokenize(&text, false, SyntaxConfig::default()).collect::<Result<_, _>>()?;
-        let scopes = generation_blocks(&tokens)?;
+        let edits = edits(&tokens)?;
         refuse_backward_slices(&tokens)?;
         let mut strings = Strings::default();
         strings.collect(&tokens);
         let mut replaced = text.clone();
-        for (range, scope) in scopes.into_iter().rev() {
-            replaced.replace_range(range, scope);
+        for (range, text) in edits.into_iter().rev() {
+            replaced.replace_range(range, text);
         }
         Ok(Self { text: replaced, contained: strings.contained, equal: strings.equal })
     }
 }
 
-/// Where the names of generation blocks are, and what to put there.
-fn generation_blocks(tokens: &[(Token, Span)]) -> Result<Vec<(Range<usize>, &'static str)>, Error> {
-    let mut found = Vec::new();
-    for pair in tokens.windows(2) {
-        let [(Token::BlockStart, _), (Token::Ident(name), span)] = pair else { continue };
-        let range = span.start_offset as usize..span.end_offset as usize;
-        match *name {
-            "generation" => found.push((range, "with")),
-            "endgeneration" => found.push((range, "endwith")),
-            name if BLOCKS.contains(&name) => {}
-            name => return Err(unsupported(format!("a block of the kind {name}"))),
+/// What to put in the place of parts of a template: scopes for generation blocks; and for `~`, which writes lists and
+/// floats in another way than Python does, a sum of texts.
+fn edits(tokens: &[(Token, Span)]) -> Result<Vec<(Range<usize>, &'static str)>, Error> {
+    let mut edits = Vec::new();
+    for (at, (token, span)) in tokens.iter().enumerate() {
+        let before = tokens.get(..at).unwrap_or_default();
+        let text = match token {
+            Token::Tilde if follows_product(before) => return Err(unsupported("a product before `~`")),
+            Token::Tilde => " | string + ",
+            Token::Ident(name) if matches!(before.last(), Some((Token::BlockStart, _))) => match *name {
+                "generation" => "with",
+                "endgeneration" => "endwith",
+                name if BLOCKS.contains(&name) => continue,
+                name => return Err(unsupported(format!("a block of the kind {name}"))),
+            },
+            _ => continue,
+        };
+        edits.push((span.start_offset as usize..span.end_offset as usize, text));
+    }
+    Ok(edits)
+}
+
+/// Whether what ends here is a product or a power, to a part of which a filter would apply.
+fn follows_product(before: &[(Token, Span)]) -> bool {
+    let mut depth = 0_usize;
+    for (token, _) in before.iter().rev() {
+        match token {
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => depth += 1,
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen if depth == 0 => return false,
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => depth -= 1,
+            Token::Mul | Token::Div | Token::FloorDiv | Token::Mod | Token::Pow if depth == 0 => return true,
+            Token::VariableStart | Token::BlockStart => return false,
+            _ => {}
         }
     }
-    Ok(found)
+    false
 }
 
 /// `[a:b:-1]`: the engine's idea of where such a slice ends is not Python's. `[::-1]` is the same.
@@ -230,14 +252,19 @@ mod tests {
     fn generation_blocks_become_scopes_except_in_text() {
         let source = Source::parse("{%- generation -%}{{ 'generation' }}{% endgeneration %} generation").unwrap();
         assert_eq!(source.text, "{%- with -%}{{ 'generation' }}{% endwith %} generation");
+        assert_eq!(Source::parse("{{ a ~ b }} ~").unwrap().text, "{{ a  | string +  b }} ~");
     }
 
     #[test]
     fn what_is_read_in_another_way_is_refused() {
-        for template in ["{% do f() %}", "{% include 'x' %}", "{{ m[3:0:-1] }}", "{{ m[:0:-2] }}", "a\u{a0}b"] {
+        for template in
+            ["{{ 2 * 3 ~ c }}", "{% do f() %}", "{% include 'x' %}", "{{ m[3:0:-1] }}", "{{ m[:0:-2] }}", "a\u{a0}b"]
+        {
             assert!(Source::parse(template).is_err(), "{template}");
         }
-        for template in ["{{ m[::-1] }}", "{{ m[:-1] }}", "{{ m[1:-1] }}", "{{ {'a': -1} }}", "{{ m[2::-1] }}"] {
+        for template in
+            ["{{ (2 * 3) ~ c }}", "{{ m[::-1] }}", "{{ m[:-1] }}", "{{ m[1:-1] }}", "{{ {'a': -1} }}", "{{ m[2::-1] }}"]
+        {
             assert!(Source::parse(template).is_ok(), "{template}");
         }
     }

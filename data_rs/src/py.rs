@@ -292,7 +292,8 @@ impl Encoder {
         boundaries: Vec<Vec<usize>>,
         place: u64,
     ) -> PyResult<Bound<'py, PyList>> {
-        let groups: PyResult<Vec<Rendered>> = texts.iter().zip(boundaries).map(|(text, at)| rendered(text, at)).collect();
+        let groups: PyResult<Vec<Rendered>> =
+            texts.iter().zip(boundaries).map(|(text, at)| rendered(text, at)).collect();
         let groups = groups?;
         let encoded = py.detach(|| self.0.encode(place, &groups))?;
         let list = PyList::empty(py);

@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from grmlight._data_rs import Pairs, Store, StoreWriter, read_pairs
+from grmlight._data_rs import EngineError, Pairs, Store, StoreWriter, read_pairs
 from grmlight.data.files import cache_directory
 from grmlight.data.options import PrepareOptions
 from grmlight.data.render import Renderer
@@ -84,9 +85,20 @@ def _write(source: str, tokenizer: Any, options: PrepareOptions, target: Path, i
     with as_json_lines(source, target.parent) as path:
         pairs = read_pairs(path, _read_options(source, options))
     renderer = Renderer(tokenizer, options.text_rows, options.paper_mask)
-    writer = StoreWriter(str(target), tokenizer.backend_tokenizer.to_str(), _write_options(renderer, options))
     last = len(pairs) if options.limit is None else min(options.offset + options.limit, len(pairs))
-    _append_all(writer, pairs, renderer, range(min(options.offset, last), last), source)
+    groups = range(min(options.offset, last), last)
+
+    def encoded_with(engine: str) -> StoreWriter:
+        write_options = _write_options(renderer, options) | {"engine": engine}
+        writer = StoreWriter(str(target), tokenizer.backend_tokenizer.to_str(), write_options)
+        _append_all(writer, pairs, renderer, groups, source)
+        return writer
+
+    try:
+        writer = encoded_with("auto")
+    except EngineError as error:
+        warnings.warn(f"{source}: {error}; this is done now, from the beginning", stacklevel=2)
+        writer = encoded_with("reference")
     report = json.loads(
         writer.finish(
             {"identity": identity, "source": source, "tokenizer": tokenizer.name_or_path}

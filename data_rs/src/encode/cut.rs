@@ -33,7 +33,8 @@ impl Cutter {
 }
 
 fn shared_bytes(left: &[u8], right: &[u8]) -> usize {
-    let whole = left.chunks_exact(64).zip(right.chunks_exact(64)).take_while(|(left, right)| left == right).count() * 64;
+    let whole =
+        left.chunks_exact(64).zip(right.chunks_exact(64)).take_while(|(left, right)| left == right).count() * 64;
     let rest = left[whole..].iter().zip(&right[whole..]);
     whole + rest.take_while(|(left, right)| left == right).count()
 }
@@ -77,8 +78,10 @@ fn contents(tokenizer: &Value) -> Option<Vec<&str>> {
 
 /// Those that are found wherever they stand: none other, and not they themselves, can overlap them.
 fn clean<'a>(contents: &[&'a str]) -> Vec<&'a str> {
-    let beginnings: HashSet<&[u8]> = contents.iter().flat_map(|one| (1..one.len()).map(|to| &one.as_bytes()[..to])).collect();
-    let endings: HashSet<&[u8]> = contents.iter().flat_map(|one| (1..one.len()).map(|from| &one.as_bytes()[from..])).collect();
+    let beginnings: HashSet<&[u8]> =
+        contents.iter().flat_map(|one| (1..one.len()).map(|to| &one.as_bytes()[..to])).collect();
+    let endings: HashSet<&[u8]> =
+        contents.iter().flat_map(|one| (1..one.len()).map(|from| &one.as_bytes()[from..])).collect();
     let Ok(finder) = AhoCorasick::new(contents) else { return Vec::new() };
     let mut nested = HashSet::new();
     for outer in contents {
@@ -103,7 +106,8 @@ mod tests {
     use super::*;
 
     fn tokenizer(contents: &[&str]) -> Value {
-        let added: Vec<Value> = contents.iter().map(|content| json!({"content": content, "normalized": false})).collect();
+        let added: Vec<Value> =
+            contents.iter().map(|content| json!({"content": content, "normalized": false})).collect();
         json!({
             "added_tokens": added,
             "normalizer": {"type": "NFC"},
@@ -138,7 +142,10 @@ mod tests {
             Cutter::new(&changed).is_none()
         };
         assert!(!change("/normalizer", json!(null)));
-        assert!(change("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}]})));
+        assert!(change(
+            "/normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}]})
+        ));
         assert!(change("/normalizer", json!({"type": "Strip"})));
         assert!(change("/pre_tokenizer", json!(null)));
         assert!(change("/pre_tokenizer", json!({"type": "Metaspace", "prepend_scheme": "first"})));

@@ -34,7 +34,11 @@ impl FastPath {
         add_special: bool,
     ) -> std::result::Result<Self, String> {
         let spelling = Spelling::new(json, reference.tokenizer()).ok_or("its tokens do not spell the text")?;
-        let frame = if add_special { reference.frame().ok_or("its post-processor rewrites texts")? } else { Default::default() };
+        let frame = if add_special {
+            reference.frame().ok_or("its post-processor rewrites texts")?
+        } else {
+            Default::default()
+        };
         let cutter = Cutter::new(json);
         let path = Self { engine, frame, cutter, spelling, add_special };
         path.probe(reference).map_err(|_| "it fails on probe texts")?;
@@ -84,11 +88,11 @@ impl FastPath {
         ids.extend_from_slice(&self.frame[1]);
         match start {
             Ok(start) => Ok((ids, start.map(|start| skipped + start))),
-            Err(_) => self.encode_by_offsets(ids, one, reference),
+            Err(_) => self.encode_by_offsets(&ids, one, reference),
         }
     }
 
-    fn encode_by_offsets(&self, ids: Vec<u32>, one: &Conversation, reference: &Reference) -> Result<Encoded> {
+    fn encode_by_offsets(&self, ids: &[u32], one: &Conversation, reference: &Reference) -> Result<Encoded> {
         let encoded = reference.encode_from(&one.text, one.boundary, self.add_special)?;
         if encoded.0 == ids { Ok(encoded) } else { Err(differs(&one.text)) }
     }

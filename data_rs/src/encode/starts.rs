@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use super::cut::{components, kind};
 
-/// The space of SentencePiece.
+/// The space of `SentencePiece`.
 const SPACE: &str = "\u{2581}";
 /// The space in the byte-level alphabet.
 const BYTE_SPACE: char = '\u{120}';
@@ -62,7 +62,8 @@ impl Spelling {
         let steps = components(&json["pre_tokenizer"]);
         let prepends = steps.iter().any(|one| kind(one) == "Metaspace" && one["prepend_scheme"] != "never")
             || components(&json["normalizer"]).iter().any(|one| kind(one) == "Prepend");
-        let trimming = |one: &&Value| matches!(kind(one), "ByteLevel" | "RobertaProcessing") && one["trim_offsets"] != false;
+        let trimming =
+            |one: &&Value| matches!(kind(one), "ByteLevel" | "RobertaProcessing") && one["trim_offsets"] != false;
         let trims = components(&json["post_processor"]).iter().any(trimming);
         Some(Self { tokens, prepends, trims })
     }
@@ -114,16 +115,21 @@ fn alphabet(json: &Value) -> Option<Alphabet> {
         _ => false,
     });
     let added = json["added_tokens"].as_array()?;
-    let strange = |one: &Value| one["lstrip"] == true || one["rstrip"] == true || one["normalized"] == true && !normalizers.is_empty();
+    let strange = |one: &Value| {
+        one["lstrip"] == true || one["rstrip"] == true || one["normalized"] == true && !normalizers.is_empty()
+    };
     let model = &json["model"];
-    let affixed = ["continuing_subword_prefix", "end_of_word_suffix"].iter().any(|&name| model[name].as_str().is_some_and(|affix| !affix.is_empty()));
+    let affixed = ["continuing_subword_prefix", "end_of_word_suffix"]
+        .iter()
+        .any(|&name| model[name].as_str().is_some_and(|affix| !affix.is_empty()));
     if !known || added.iter().any(strange) || affixed {
         return None;
     }
     let fallback = model["byte_fallback"] == true;
-    let bytes = steps.iter().any(|one| kind(one) == "ByteLevel");
-    let spaces = steps.iter().any(|one| kind(one) == "Metaspace") || normalizers.iter().any(|one| kind(one) == "Replace");
-    match (kind(model), bytes, spaces) {
+    let by_byte = steps.iter().any(|one| kind(one) == "ByteLevel");
+    let by_sign =
+        steps.iter().any(|one| kind(one) == "Metaspace") || normalizers.iter().any(|one| kind(one) == "Replace");
+    match (kind(model), by_byte, by_sign) {
         ("BPE", true, false) if !fallback => Some(Alphabet::Bytes),
         ("BPE" | "Unigram", false, true) => Some(Alphabet::Spaces { fallback }),
         _ => None,
@@ -158,14 +164,14 @@ fn spell(token: &str, alphabet: Alphabet, added: bool) -> Option<Spelled> {
 fn byte_of(letter: char) -> Option<u8> {
     let code = u32::from(letter);
     match u8::try_from(code) {
-        Ok(byte) => Some(byte).filter(is_printable),
+        Ok(byte) => Some(byte).filter(|&byte| is_printable(byte)),
         Err(_) => UNPRINTABLE.get(usize::try_from(code - 256).ok()?).copied(),
     }
 }
 
-static UNPRINTABLE: LazyLock<Vec<u8>> = LazyLock::new(|| (0..=255).filter(|byte| !is_printable(byte)).collect());
+static UNPRINTABLE: LazyLock<Vec<u8>> = LazyLock::new(|| (0..=255).filter(|&byte| !is_printable(byte)).collect());
 
-fn is_printable(byte: &u8) -> bool {
+fn is_printable(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }
 
@@ -186,7 +192,12 @@ mod tests {
     #[test]
     fn finds_the_first_token_beyond() {
         let spelled = |token, added| spell(token, Alphabet::Spaces { fallback: true }, added);
-        let tokens = vec![spelled("<s>", true), spelled("\u{2581}ab", false), spelled("\u{2581}", false), spelled("<0xC3>", false)];
+        let tokens = vec![
+            spelled("<s>", true),
+            spelled("\u{2581}ab", false),
+            spelled("\u{2581}", false),
+            spelled("<0xC3>", false),
+        ];
         let spelling = Spelling { tokens, prepends: true, trims: false };
         assert_eq!(spelling.start(&[0, 1, 1], "<s>ab ab", 0, 5), Ok(Some(2)));
         assert_eq!(spelling.start(&[0, 1, 1], "<s>ab ab", 0, 4), Ok(Some(1)));

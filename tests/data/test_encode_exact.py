@@ -86,6 +86,7 @@ def test_engines_agree(trained, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_engines_agree_on_more(trained, name):
     """200,000 real texts and 1,000,000 fuzzed ones, a tenth of them in groups."""

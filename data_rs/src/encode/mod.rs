@@ -238,10 +238,10 @@ mod tests {
     }
 
     fn tokenizer() -> String {
-        let letters = "abcdefghijklmnopqrstuvwxyz\u{120}.";
+        let letters = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0x143).filter_map(char::from_u32);
         let vocabulary: serde_json::Map<_, _> =
-            letters.chars().enumerate().map(|(id, letter)| (letter.to_string(), json!(id))).collect();
-        let added = json!([{"id": 28, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+            letters.enumerate().map(|(id, letter)| (letter.to_string(), json!(id))).collect();
+        let added = json!([{"id": 256, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true}]);
         let spelling = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let model = json!({"type": "BPE", "vocab": vocabulary, "merges": []});

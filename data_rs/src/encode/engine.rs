@@ -33,18 +33,18 @@ impl Fast {
     /// The name in reports.
     pub const NAME: &str = "tokenizers 1.0";
 
-    /// Load the content of a tokenizer.json.
+    /// Load the text of a tokenizer.json: the text itself, since numbers that are read and written again may change.
     ///
     /// # Errors
     /// In words, for what this engine does not know.
-    pub fn new(tokenizer: &Value) -> std::result::Result<Self, String> {
-        if tokenizer.pointer("/model/dropout").and_then(Value::as_f64).is_some_and(|dropout| dropout > 0.0) {
+    pub fn new(tokenizer_json: &str, json: &Value) -> std::result::Result<Self, String> {
+        if json.pointer("/model/dropout").and_then(Value::as_f64).is_some_and(|dropout| dropout > 0.0) {
             return Err("dropout draws anew for each text".into());
         }
-        let mut tokenizer = tokenizer.clone();
-        tokenizers_1::canonicalize_value(&mut tokenizer).map_err(|error| one_line(&error))?;
-        let text = tokenizer.to_string();
-        let tokenizer = catch(|| tokenizers_1::from_json(&text).map_err(|error| one_line(&error)))?;
+        let tokenizer = catch(|| {
+            let text = tokenizers_1::canonicalize_str(tokenizer_json).map_err(|error| one_line(&error))?;
+            tokenizers_1::from_json(&text).map_err(|error| one_line(&error))
+        })?;
         let options =
             EncodeOptions { padding: Override::Off, truncation: Override::Off, ..EncodeOptions::no_specials() };
         Ok(Self { tokenizer, options })

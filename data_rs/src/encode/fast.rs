@@ -88,11 +88,11 @@ impl FastPath {
         ids.extend_from_slice(&self.frame[1]);
         match start {
             Ok(start) => Ok((ids, start.map(|start| skipped + start))),
-            Err(_) => self.encode_by_offsets(ids, one, reference),
+            Err(_) => self.encode_by_offsets(&ids, one, reference),
         }
     }
 
-    fn encode_by_offsets(&self, ids: Vec<u32>, one: &Conversation, reference: &Reference) -> Result<Encoded> {
+    fn encode_by_offsets(&self, ids: &[u32], one: &Conversation, reference: &Reference) -> Result<Encoded> {
         let encoded = reference.encode_from(&one.text, one.boundary, self.add_special)?;
         if encoded.0 == ids { Ok(encoded) } else { Err(differs(&one.text)) }
     }

@@ -81,7 +81,7 @@ impl Encoder {
         let pool = pool.map_err(|error| Error::Tokenizer(one_line(&error)))?;
         let reference = Reference::new(tokenizer_json)?;
         // What engines do on several threads when they are loaded, they do on these.
-        let fast = pool.install(|| load_fast(&reference, &options));
+        let fast = pool.install(|| load_fast(tokenizer_json, &reference, &options));
         let special = reference.special_ids();
         Ok(Self { reference, fast, special, options, pool, process: std::process::id() })
     }
@@ -149,13 +149,12 @@ impl Encoder {
 
     fn encode_group(&self, place: u64, rendered: &Rendered) -> Result<std::result::Result<Group, Reason>> {
         let Ok(conversations) = rendered else { return Ok(Err(Reason::Template)) };
-        let encoded: Vec<Encoded> = match &self.fast {
-            Ok(fast) => fast.encode(conversations, &self.reference, Check::new(place, conversations))?,
-            Err(_) => {
-                let special = self.options.add_special_tokens;
-                let encode = |one: &Conversation| self.reference.encode_from(&one.text, one.boundary, special);
-                conversations.iter().map(encode).collect::<Result<_>>()?
-            }
+        let encoded: Vec<Encoded> = if let Ok(fast) = &self.fast {
+            fast.encode(conversations, &self.reference, Check::new(place, conversations))?
+        } else {
+            let special = self.options.add_special_tokens;
+            let encode = |one: &Conversation| self.reference.encode_from(&one.text, one.boundary, special);
+            conversations.iter().map(encode).collect::<Result<_>>()?
         };
         let mut responses = Vec::with_capacity(encoded.len());
         for (ids, start) in encoded {
@@ -207,16 +206,89 @@ impl Encoder {
     }
 }
 
-fn load_fast(reference: &Reference, options: &WriteOptions) -> std::result::Result<FastPath, String> {
+fn load_fast(text: &str, reference: &Reference, options: &WriteOptions) -> std::result::Result<FastPath, String> {
     if options.engine == EngineChoice::Reference {
         return Err("the options ask for it".into());
     }
     let json = reference.to_json().map_err(|error| error.to_string())?;
-    FastPath::new(Box::new(Fast::new(&json)?), reference, &json, options.add_special_tokens)
+    FastPath::new(Box::new(Fast::new(text, &json)?), reference, &json, options.add_special_tokens)
 }
 
 fn any_equal(responses: &[Response]) -> bool {
     let earlier =
         |(index, response): (usize, &Response)| responses[..index].iter().any(|one| one.tokens == response.tokens);
     responses.iter().enumerate().any(earlier)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const TEXT: &str = "a rare word";
+
+    /// Right but for one word.
+    struct Wrong(Reference);
+
+    impl Engine for Wrong {
+        fn encode(&self, text: &str, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
+            self.0.encode(&text.replace("rare", "mare"), ids)
+        }
+    }
+
+    fn tokenizer() -> String {
+        let letters = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0x143).filter_map(char::from_u32);
+        let vocabulary: serde_json::Map<_, _> =
+            letters.enumerate().map(|(id, letter)| (letter.to_string(), json!(id))).collect();
+        let added = json!([{"id": 256, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true}]);
+        let spelling = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let model = json!({"type": "BPE", "vocab": vocabulary, "merges": []});
+        json!({"version": "1.0", "added_tokens": added, "pre_tokenizer": spelling, "model": model}).to_string()
+    }
+
+    fn encoder(wrong: bool, threads: usize) -> Encoder {
+        let options = WriteOptions { threads: Some(threads), ..WriteOptions::default() };
+        let mut encoder = Encoder::new(&tokenizer(), options).unwrap();
+        if wrong {
+            let reference = Reference::new(&tokenizer()).unwrap();
+            let json = reference.to_json().unwrap();
+            let engine = Box::new(Wrong(Reference::new(&tokenizer()).unwrap()));
+            encoder.fast = FastPath::new(engine, &reference, &json, false);
+        }
+        assert!(encoder.fast.is_ok());
+        encoder
+    }
+
+    fn group(text: &str) -> Vec<Conversation> {
+        let conversation = |text: String| Conversation { text, boundary: 3 };
+        vec![conversation(format!("q<|end|>{text}")), conversation(format!("q<|end|>{text}."))]
+    }
+
+    #[test]
+    fn a_wrong_engine_is_found_among_the_first_groups() {
+        for threads in [1, 3] {
+            let fails = |place: u64, text: &str| {
+                matches!(
+                    encoder(true, threads).encode(place, &[Ok(group("fine")), Ok(group(text))]),
+                    Err(Error::Engine(_))
+                )
+            };
+            assert!(fails(0, TEXT));
+            assert!(fails(30, TEXT));
+            assert!(!fails(31, TEXT));
+            assert!(!fails(0, "as it should be"));
+        }
+    }
+
+    #[test]
+    fn beginnings_are_cut_and_the_rest_is_found_by_what_it_spells() {
+        let (fast, groups) = (encoder(false, 2), [Ok(group("some words")), Ok(group(TEXT))]);
+        let reference = WriteOptions { engine: EngineChoice::Reference, ..WriteOptions::default() };
+        let reference = Encoder::new(&tokenizer(), reference).unwrap();
+        assert!(fast.prompt_once());
+        assert_eq!(fast.encode(0, &groups).unwrap(), reference.encode(0, &groups).unwrap());
+        assert_eq!(fast.encode(0, &groups).unwrap()[0].as_ref().unwrap().shared, 11);
+    }
 }

@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use super::cut::{components, kind};
 
-/// The space of SentencePiece.
+/// The space of `SentencePiece`.
 const SPACE: &str = "\u{2581}";
 /// The space in the byte-level alphabet.
 const BYTE_SPACE: char = '\u{120}';
@@ -126,10 +126,10 @@ fn alphabet(json: &Value) -> Option<Alphabet> {
         return None;
     }
     let fallback = model["byte_fallback"] == true;
-    let bytes = steps.iter().any(|one| kind(one) == "ByteLevel");
-    let spaces =
+    let by_byte = steps.iter().any(|one| kind(one) == "ByteLevel");
+    let by_sign =
         steps.iter().any(|one| kind(one) == "Metaspace") || normalizers.iter().any(|one| kind(one) == "Replace");
-    match (kind(model), bytes, spaces) {
+    match (kind(model), by_byte, by_sign) {
         ("BPE", true, false) if !fallback => Some(Alphabet::Bytes),
         ("BPE" | "Unigram", false, true) => Some(Alphabet::Spaces { fallback }),
         _ => None,
@@ -164,14 +164,14 @@ fn spell(token: &str, alphabet: Alphabet, added: bool) -> Option<Spelled> {
 fn byte_of(letter: char) -> Option<u8> {
     let code = u32::from(letter);
     match u8::try_from(code) {
-        Ok(byte) => Some(byte).filter(is_printable),
+        Ok(byte) => Some(byte).filter(|&byte| is_printable(byte)),
         Err(_) => UNPRINTABLE.get(usize::try_from(code - 256).ok()?).copied(),
     }
 }
 
-static UNPRINTABLE: LazyLock<Vec<u8>> = LazyLock::new(|| (0..=255).filter(|byte| !is_printable(byte)).collect());
+static UNPRINTABLE: LazyLock<Vec<u8>> = LazyLock::new(|| (0..=255).filter(|&byte| !is_printable(byte)).collect());
 
-fn is_printable(byte: &u8) -> bool {
+fn is_printable(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }
 

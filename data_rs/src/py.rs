@@ -18,7 +18,7 @@ use crate::pairs::PairReader;
 use crate::read::Source;
 use crate::reason::RowsByReason;
 use crate::text::Text;
-use crate::{deal, order, pack, pairs, store};
+use crate::{bins, deal, order, pack, pairs, store};
 
 /// Lines or groups between two looks for Ctrl-C.
 const CHUNK: usize = 256;
@@ -330,9 +330,50 @@ fn deal_step<'py>(
     accumulate: usize,
 ) -> PyResult<Vec<Vec<PyDeal<'py>>>> {
     let costs: Vec<i64> = costs.as_array().iter().copied().collect();
-    let deals = py.detach(|| deal::deal_step(&costs, ranks, accumulate))?;
-    let convert = |deal: deal::Deal| (deal.positions.into_pyarray(py), deal.counts.into_pyarray(py));
-    Ok(deals.into_iter().map(|share| share.into_iter().map(convert).collect()).collect())
+    let plan = deal::Plan { groups_per_step: costs.len().max(1), ranks, accumulate };
+    let deals = py.detach(|| deal::deal_steps(&costs, plan))?;
+    let packs: Vec<PyDeal> =
+        deals.packs().map(|(positions, counts)| (to_array(py, positions), to_array(py, counts))).collect();
+    Ok(packs.chunks(accumulate).map(<[PyDeal]>::to_vec).collect())
+}
+
+fn to_array<'py, T: numpy::Element + Copy>(py: Python<'py>, values: &[T]) -> Bound<'py, PyArray1<T>> {
+    PyArray1::from_slice(py, values)
+}
+
+/// Positions, counts and bounds.
+type PyDeals<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>);
+
+/// Deal many steps at once, each as `deal_step` does.
+#[pyfunction]
+fn deal_steps<'py>(
+    py: Python<'py>,
+    costs: PyReadonlyArray1<'py, i64>,
+    groups_per_step: usize,
+    ranks: usize,
+    accumulate: usize,
+) -> PyResult<PyDeals<'py>> {
+    let costs: Vec<i64> = costs.as_array().iter().copied().collect();
+    let deals = py.detach(|| deal::deal_steps(&costs, deal::Plan { groups_per_step, ranks, accumulate }))?;
+    Ok((deals.positions.into_pyarray(py), deals.counts.into_pyarray(py), deals.bounds.into_pyarray(py)))
+}
+
+/// Positions and bounds.
+type PyBins<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
+
+/// Fill bins with groups up to a number of tokens, window by window, and shuffle the bins.
+#[pyfunction]
+fn pack_bins<'py>(
+    py: Python<'py>,
+    costs: PyReadonlyArray1<'py, i64>,
+    tokens_per_pack: usize,
+    window: usize,
+    seed: u64,
+    epoch: u64,
+) -> PyResult<PyBins<'py>> {
+    let costs: Vec<i64> = costs.as_array().iter().copied().collect();
+    let bins = py.detach(|| bins::pack_bins(&costs, tokens_per_pack, window, seed, epoch))?;
+    Ok((bins.positions.into_pyarray(py), bins.bounds.into_pyarray(py)))
 }
 
 /// The Rust extension: read, normalize and lint pairs; encode; share the prompt; store; deal; pack.
@@ -344,5 +385,7 @@ fn _data_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Store>()?;
     module.add_function(wrap_pyfunction!(read_pairs, module)?)?;
     module.add_function(wrap_pyfunction!(epoch_order, module)?)?;
-    module.add_function(wrap_pyfunction!(deal_step, module)?)
+    module.add_function(wrap_pyfunction!(deal_step, module)?)?;
+    module.add_function(wrap_pyfunction!(deal_steps, module)?)?;
+    module.add_function(wrap_pyfunction!(pack_bins, module)?)
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
@@ -285,6 +285,7 @@ impl Store {
 }
 
 fn arrays(py: Python<'_>, pack: Pack) -> PyResult<Bound<'_, PyDict>> {
+    let segments = pack.prefix.len();
     let integers = BTreeMap::from([
         ("input_ids_T", pack.input_ids),
         ("positions_T", pack.positions),
@@ -296,6 +297,7 @@ fn arrays(py: Python<'_>, pack: Pack) -> PyResult<Bound<'_, PyDict>> {
         ("source_L", pack.source),
         ("target_L", pack.target),
         ("response_L", pack.response),
+        ("chosen_L", pack.chosen),
         ("better_C", pack.better),
         ("worse_C", pack.worse),
         ("group_C", pack.comparison_group),
@@ -304,6 +306,7 @@ fn arrays(py: Python<'_>, pack: Pack) -> PyResult<Bound<'_, PyDict>> {
     let floats =
         [("label_C", pack.label), ("margin_C", pack.margin), ("weight_C", pack.weight), ("count_G", pack.count)];
     let result = PyDict::new(py);
+    result.set_item("table_S3", pack.table.into_pyarray(py).reshape([segments, 3])?)?;
     for (name, values) in integers {
         result.set_item(name, values.into_pyarray(py))?;
     }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use numpy::{IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString, PyType};
 
 use crate::encode::{Conversation, Rendered};
 use crate::error::{Error, Result};
@@ -238,6 +238,11 @@ impl Store {
     #[new]
     fn new(py: Python<'_>, directory: &str) -> PyResult<Self> {
         Ok(Self(py.detach(|| store::Store::open(directory))?))
+    }
+
+    /// A process that gets it opens its own.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (String,)) {
+        (py.get_type::<Store>(), (self.0.directory().to_string_lossy().into_owned(),))
     }
 
     fn __len__(&self) -> usize {

@@ -6,7 +6,17 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DataError", "Pairs", "Store", "StoreWriter", "deal_step", "deal_steps", "epoch_order", "pack_bins", "read_pairs"]
+__all__ = [
+    "DataError",
+    "Pairs",
+    "Store",
+    "StoreWriter",
+    "deal_step",
+    "deal_steps",
+    "epoch_order",
+    "pack_bins",
+    "read_pairs",
+]
 
 class DataError(ValueError):
     """Data that cannot be used, named by file and row, with what to do."""

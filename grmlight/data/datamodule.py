@@ -194,7 +194,9 @@ class PairDataModule(TextDataModule):
     def _tokens_dataloader(self, store: Store, tokens_per_pack: int, options: dict[str, Any]) -> TokenLoader:
         """The same loader in all epochs: the first count of steps is that of epoch 0, in a resumed run too."""
         if self.course is not None:
-            raise ValueError("phases are counted in pairs; set data.init_args.pairs_per_step instead of tokens_per_pack")
+            raise ValueError(
+                "phases are counted in pairs; set data.init_args.pairs_per_step instead of tokens_per_pack"
+            )
         if self._token_loader is None:
             self._token_loader = loader = TokenLoader(store, tokens_per_pack, **options)
             pairs = len(store) / loader.steps_per_epoch
@@ -203,7 +205,9 @@ class PairDataModule(TextDataModule):
                 f"{loader.fill:.1%} full; tokens of the busiest rank / mean: {_described(loader)}"
             )
         elif self._resumed is not None:
-            self._token_loader.load_state_dict(self._resumed)
+            # Lightning asks again before the training goes on in a later epoch, but not in the first one.
+            if not self._token_loader.begun:
+                self._token_loader.load_state_dict(self._resumed)
             self._resumed = None
         return self._token_loader
 

@@ -31,16 +31,16 @@ class TokenLoader(Resumable, PackLoader):
     Args:
         store: the prepared data.
         tokens_per_pack: tokens of a pack, at most.
-        window: groups packed together.
+        window: groups packed together; `WINDOW` without it.
         options: see `PackLoader`.
 
     Errors: ValueError for a group that does not fit, by its row.
     """
 
-    def __init__(self, store: Store, tokens_per_pack: int, window: int = WINDOW, **options: Any) -> None:
+    def __init__(self, store: Store, tokens_per_pack: int, window: int | None = None, **options: Any) -> None:
         super().__init__(store, **options)
         check_fit(store, tokens_per_pack)
-        self.tokens_per_pack, self.window = tokens_per_pack, window
+        self.tokens_per_pack, self.window = tokens_per_pack, window or WINDOW
         self._bins = functools.lru_cache(maxsize=1)(self._bins_of)
 
     @property
@@ -55,6 +55,11 @@ class TokenLoader(Resumable, PackLoader):
         return -(-(len(bounds) - 1) // self.bins_per_step)
 
     @property
+    def begun(self) -> bool:
+        """Whether a step is done."""
+        return self._epoch + self._steps > 0
+
+    @property
     def fill(self) -> float:
         """Share of the packs' token slots that this epoch fills."""
         _, bounds = self._bins(self._epoch)
@@ -64,7 +69,9 @@ class TokenLoader(Resumable, PackLoader):
         """What the packs hold, in the order of the iteration, without packing anything."""
         groups, bounds = self._bins(self._epoch)
         for step in range(self._steps, self.steps_per_epoch):
-            yield from self._own(self._share(groups, bounds[step * self.bins_per_step :][: self.bins_per_step + 1]), step)
+            yield from self._own(
+                self._share(groups, bounds[step * self.bins_per_step :][: self.bins_per_step + 1]), step
+            )
 
     def _dealt(self) -> Dealt:
         groups, bounds = self._bins(self._epoch)

@@ -65,9 +65,7 @@ def packs_of(dealt):
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 25), st.integers(1, 9), st.integers(1, 9)
-)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 25), st.integers(1, 9), st.integers(1, 9))
 def test_many_steps_are_dealt_as_the_oracle_deals_each(costs, groups_per_step, ranks, accumulate):
     expected = []
     for first in range(0, len(costs), groups_per_step):

@@ -202,7 +202,7 @@ mod tests {
             let deals = deal_steps(&costs, plan(per_step, ranks, accumulate)).unwrap();
             let packs = packs(&deals);
             prop_assert_eq!(packs.len(), costs.len().div_ceil(per_step) * ranks * accumulate);
-            let mut seen = Vec::new();
+            let mut seen: Vec<i64> = Vec::new();
             for (number, (positions, counts)) in packs.iter().enumerate() {
                 let step = number / (ranks * accumulate);
                 prop_assert!(!positions.is_empty() && positions.is_sorted());

@@ -58,8 +58,8 @@ class PairDataModule(TextDataModule):
             `tokens_per_pack` is given.
         eval_pairs: pairs of one evaluation step, over all devices.
         seed: seed of the training order.
-        tokens_per_pack: instead of `pairs_per_step`: fill each pack with pairs up to so many tokens, prompts counted once;
-            a step is one pack for each device and accumulated batch, whatever pairs it has.
+        tokens_per_pack: instead of `pairs_per_step`: fill each pack with pairs up to so many tokens, prompts counted
+            once; a step is one pack for each device and accumulated batch, whatever pairs it has.
 
     Attributes:
         prepared: the stores by the names of their sets; the training pairs' is "train".

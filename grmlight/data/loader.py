@@ -137,7 +137,7 @@ class PackLoader(ABC):
         return batch if self.select is None else self.select(batch, deal)
 
     def imbalance(self) -> tuple[float, float]:
-        """Tokens of the busiest rank / mean tokens of a rank in this epoch: the mean over its steps, and over all of it."""
+        """Tokens of the busiest rank / mean tokens of a rank: the mean over this epoch's steps, and over all of it."""
         dealt = self._dealt()
         tokens = np.add.reduceat(self.costs[dealt.groups], dealt.bounds[:-1])
         # Groups that fill an empty share count: their work is done.
@@ -161,7 +161,7 @@ class PackLoader(ABC):
                 step = first_step + start // shares
                 yield Deal(dealt.groups[place], dealt.counts[place], groups_in_step, step, pack)
 
-    def _advance(self, step: int) -> None:
+    def _advance(self, step: int) -> None:  # noqa: B027 - most loaders count nothing
         """Called when a step is done. An evaluation begins at the beginning again, wherever the last one stopped."""
 
 

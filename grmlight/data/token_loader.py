@@ -2,7 +2,7 @@
 
 Notable decisions:
 
-- Bins are filled best fit decreasing within windows of the shuffled order, shuffled, and filled anew each epoch, so they
+- Bins are filled best fit decreasing within windows of the shuffled order, shuffled, and filled anew each epoch. They
   are a pure function of (store, seed, epoch, tokens_per_pack, window). An epoch has each group once.
 - A step is the next ranks x packs bins, one for each pack; the last step of an epoch may have empty shares. Steps hold
   different numbers of groups, and every group of a step weighs the same, since the batch carries their number.
@@ -118,8 +118,8 @@ class TokenLoader(Resumable, PackLoader):
             before = state_dict["bins"] // self._steps
             raise ValueError(
                 f"the checkpoint lies within an epoch of {before} packs a step over all devices, this run has "
-                f"{self.bins_per_step}; set trainer.accumulate_grad_batches so that devices x accumulation is {before}, "
-                "or go on from the end of an epoch"
+                f"{self.bins_per_step}; set trainer.accumulate_grad_batches so that devices x accumulation is "
+                f"{before}, or go on from the end of an epoch"
             )
 
 

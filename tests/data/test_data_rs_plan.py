@@ -1,5 +1,7 @@
 """epoch_order, deal_step and deal_steps against the oracle_plan, pack_bins against TRL's packer."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,7 +62,7 @@ def test_what_cannot_be_dealt(costs, ranks, accumulate):
 def packs_of(dealt):
     """Positions and counts of each pack, as lists."""
     positions, counts, bounds = dealt
-    ends = zip(bounds[:-1], bounds[1:], strict=True)
+    ends = itertools.pairwise(bounds)
     return [(positions[start:end].tolist(), counts[start:end].tolist()) for start, end in ends]
 
 
@@ -126,7 +128,7 @@ def test_bins_are_no_more_than_trls_and_nearly_full():
 def test_bins_hold_every_group_once_and_no_more_than_they_can(costs, capacity, window, seed, epoch):
     positions, bounds = pack_bins(np.array(costs, np.int64), capacity, window, seed, epoch)
     assert sorted(positions) == list(range(len(costs)))
-    assert all(sum(costs[p] for p in positions[a:b]) <= capacity for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(sum(costs[p] for p in positions[a:b]) <= capacity for a, b in itertools.pairwise(bounds))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ __all__ = [
     "Store",
     "UnsupportedTemplateError",
     "deal_step",
+    "deal_steps",
     "epoch_order",
+    "pack_bins",
     "read_pairs",
 ]
 
@@ -321,4 +323,34 @@ def deal_step(
     """Deal one step's groups to ranks, and each share into `accumulate` packs, balanced by cost.
 
     Returns for each rank and pack: positions into `costs`, and counts (1, or 0 for a group repeated to fill an empty share).
+    """
+
+def deal_steps(
+    costs: NDArray[np.int64], groups_per_step: int, ranks: int, accumulate: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Deal many steps at once, each as `deal_step` does; the last one may be short.
+
+    Args:
+        costs: of the groups in the order of the epoch, each from 0 to 2**32 - 1.
+        groups_per_step: groups of a step.
+        ranks: their number.
+        accumulate: packs of each rank in a step.
+
+    Returns positions into `costs`, pack after pack; a count for each; and where each pack begins, with the end of the last
+    one. Pack p of rank r in step s is number (s * ranks + r) * accumulate + p.
+    """
+
+def pack_bins(
+    costs: NDArray[np.int64], tokens_per_pack: int, window: int, seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fill bins with groups, best fit decreasing within each window of the order, and shuffle the bins.
+
+    Args:
+        costs: tokens of the groups in the order of the epoch.
+        tokens_per_pack: tokens of a bin, at most; no group may have more.
+        window: groups packed together.
+        seed: of the order of bins.
+        epoch: likewise.
+
+    Returns positions into `costs`, bin after bin, ascending within each; and where each bin begins, with the last one's end.
     """

@@ -3,6 +3,7 @@
 //! The modules are plain Rust; only `py` (feature `python`) knows about Python. Bad data is never a panic: a bad row is
 //! refused with a [`reason::Reason`], a bad file or option is an [`error::Error`].
 
+pub mod bins;
 pub mod chat;
 pub mod deal;
 pub mod encode;

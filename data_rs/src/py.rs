@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString, PyType};
 use pyo3_arrow::PyRecordBatchReader;
 use serde_json::json;
 
@@ -24,7 +24,7 @@ use crate::read::Source;
 use crate::reason::RowsByReason;
 use crate::record::Record;
 use crate::text::{Message, Text};
-use crate::{deal, encode, order, pack, pairs, prepare, store};
+use crate::{bins, deal, encode, order, pack, pairs, prepare, store};
 
 /// Lines between two looks for Ctrl-C.
 const CHUNK: usize = 256;
@@ -485,6 +485,11 @@ impl Store {
         Ok(Self(py.detach(|| store::Store::open(directory))?))
     }
 
+    /// A process that gets it opens its own.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (String,)) {
+        (py.get_type::<Store>(), (self.0.directory().to_string_lossy().into_owned(),))
+    }
+
     fn __len__(&self) -> usize {
         self.0.groups()
     }
@@ -541,6 +546,7 @@ impl Store {
 }
 
 fn arrays(py: Python<'_>, pack: Pack) -> PyResult<Bound<'_, PyDict>> {
+    let segments = pack.prefix.len();
     let integers = BTreeMap::from([
         ("input_ids_T", pack.input_ids),
         ("positions_T", pack.positions),
@@ -552,6 +558,7 @@ fn arrays(py: Python<'_>, pack: Pack) -> PyResult<Bound<'_, PyDict>> {
         ("source_L", pack.source),
         ("target_L", pack.target),
         ("response_L", pack.response),
+        ("chosen_L", pack.chosen),
         ("better_C", pack.better),
         ("worse_C", pack.worse),
         ("group_C", pack.comparison_group),
@@ -560,6 +567,7 @@ fn arrays(py: Python<'_>, pack: Pack) -> PyResult<Bound<'_, PyDict>> {
     let floats =
         [("label_C", pack.label), ("margin_C", pack.margin), ("weight_C", pack.weight), ("count_G", pack.count)];
     let result = PyDict::new(py);
+    result.set_item("table_S3", pack.table.into_pyarray(py).reshape([segments, 3])?)?;
     for (name, values) in integers {
         result.set_item(name, values.into_pyarray(py))?;
     }
@@ -586,9 +594,50 @@ fn deal_step<'py>(
     accumulate: usize,
 ) -> PyResult<Vec<Vec<PyDeal<'py>>>> {
     let costs: Vec<i64> = costs.as_array().iter().copied().collect();
-    let deals = py.detach(|| deal::deal_step(&costs, ranks, accumulate))?;
-    let convert = |deal: deal::Deal| (deal.positions.into_pyarray(py), deal.counts.into_pyarray(py));
-    Ok(deals.into_iter().map(|share| share.into_iter().map(convert).collect()).collect())
+    let plan = deal::Plan { groups_per_step: costs.len().max(1), ranks, accumulate };
+    let deals = py.detach(|| deal::deal_steps(&costs, plan))?;
+    let packs: Vec<PyDeal> =
+        deals.packs().map(|(positions, counts)| (to_array(py, positions), to_array(py, counts))).collect();
+    Ok(packs.chunks(accumulate).map(<[PyDeal]>::to_vec).collect())
+}
+
+fn to_array<'py, T: numpy::Element + Copy>(py: Python<'py>, values: &[T]) -> Bound<'py, PyArray1<T>> {
+    PyArray1::from_slice(py, values)
+}
+
+/// Positions, counts and bounds.
+type PyDeals<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>);
+
+/// Deal many steps at once, each as `deal_step` does.
+#[pyfunction]
+fn deal_steps<'py>(
+    py: Python<'py>,
+    costs: PyReadonlyArray1<'py, i64>,
+    groups_per_step: usize,
+    ranks: usize,
+    accumulate: usize,
+) -> PyResult<PyDeals<'py>> {
+    let costs: Vec<i64> = costs.as_array().iter().copied().collect();
+    let deals = py.detach(|| deal::deal_steps(&costs, deal::Plan { groups_per_step, ranks, accumulate }))?;
+    Ok((deals.positions.into_pyarray(py), deals.counts.into_pyarray(py), deals.bounds.into_pyarray(py)))
+}
+
+/// Positions and bounds.
+type PyBins<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
+
+/// Fill bins with groups up to a number of tokens, window by window, and shuffle the bins.
+#[pyfunction]
+fn pack_bins<'py>(
+    py: Python<'py>,
+    costs: PyReadonlyArray1<'py, i64>,
+    tokens_per_pack: usize,
+    window: usize,
+    seed: u64,
+    epoch: u64,
+) -> PyResult<PyBins<'py>> {
+    let costs: Vec<i64> = costs.as_array().iter().copied().collect();
+    let bins = py.detach(|| bins::pack_bins(&costs, tokens_per_pack, window, seed, epoch))?;
+    Ok((bins.positions.into_pyarray(py), bins.bounds.into_pyarray(py)))
 }
 
 /// The Rust extension: read, normalize and lint pairs; encode; share the prompt; store; deal; pack.
@@ -605,5 +654,7 @@ fn _data_rs(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Store>()?;
     module.add_function(wrap_pyfunction!(read_pairs, module)?)?;
     module.add_function(wrap_pyfunction!(epoch_order, module)?)?;
-    module.add_function(wrap_pyfunction!(deal_step, module)?)
+    module.add_function(wrap_pyfunction!(deal_step, module)?)?;
+    module.add_function(wrap_pyfunction!(deal_steps, module)?)?;
+    module.add_function(wrap_pyfunction!(pack_bins, module)?)
 }

@@ -73,7 +73,7 @@ impl Store {
             map_verified(&directory.join(name), entry)
         };
         let store = Self {
-            directory: directory.to_owned(),
+            directory: std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()),
             counts: checked.counts,
             tokens: open(TOKENS)?,
             segments: open(SEGMENTS)?,
@@ -85,6 +85,12 @@ impl Store {
         };
         store.verify()?;
         Ok(store)
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The manifest's text.

@@ -153,7 +153,8 @@ class PairDataModule(TextDataModule):
             check_fit(train.store, self.tokens_per_pack, train.source)
             if self.trainer is not None:
                 # Epochs may differ by a step, and Lightning counts steps when it asks for a loader.
-                self.trainer.reload_dataloaders_every_n_epochs = 1
+                trainer: Any = self.trainer
+                trainer.reload_dataloaders_every_n_epochs = 1
 
     def _prepare(self, stage: str | None) -> None:
         self.check_tokenizer()

@@ -171,14 +171,18 @@ class GroupLoader(PackLoader):
     Args:
         store: the prepared data.
         pairs_per_step: groups of one step over all ranks and packs.
-        place: rank, ranks and packs, in this order; see `PackLoader`.
+        rank: see `PackLoader`.
+        ranks: likewise.
+        packs: likewise.
         options: likewise.
     """
 
-    def __init__(self, store: Store, pairs_per_step: int, *place: int, **options: Any) -> None:
+    def __init__(
+        self, store: Store, pairs_per_step: int, rank: int = 0, ranks: int = 1, packs: int = 1, **options: Any
+    ) -> None:
         if pairs_per_step < 1:
             raise ValueError(f"pairs_per_step must be at least 1, got {pairs_per_step}")
-        super().__init__(store, *place, **options)
+        super().__init__(store, rank, ranks, packs, **options)
         self.pairs_per_step = pairs_per_step
 
     @property

@@ -3,12 +3,15 @@
 import gzip
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
+from grmlight import _data_rs
 from grmlight._data_rs import read_pairs
 from tests.data.rows import agree, assistant, content_of, lines, user
 from tests.data.test_data_rs_rows import TEXT

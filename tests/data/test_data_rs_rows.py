@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grmlight import _data_rs
 from grmlight._data_rs import DataError, read_pairs
 from tests.data.rows import agree, assistant, lines, system, user
 

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check pytest test test-all bench-train bench-policy wheel clean
+.PHONY: help setup setup-dev demo check pytest test test-all bench-train bench-policy bench-data fuzz wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,12 @@ bench-train: setup-dev ## the training engine against TRL and padding: about an 
 
 bench-policy: setup-dev ## policy optimization against its peers
 	$(BIN)/python -m benchmarks.policy
+
+bench-data: setup-dev ## the data engine against TRL and Python compositions: about half an hour
+	$(BIN)/python -m benchmarks.data
+
+fuzz: ## 15 seconds of each fuzz target
+	bash fuzz/run 15
 
 wheel: setup-dev ## build sdist and wheel, install the wheel into an empty environment, train 5 steps with it
 	bash scripts/check_wheel.sh "$(PYTHON)" $(BIN)/maturin

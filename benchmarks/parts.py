@@ -19,10 +19,14 @@ Parts = dict[str, Callable[[Path], list[Row]]]
 """By name, what measures in a folder that is empty at first."""
 
 
-def run_parts(name: str, description: str | None, parts: Parts) -> None:
-    """Run the parts that are named, or all of them, into results/NAME.json and the tables of docs/benchmarks.md."""
+def run_parts(name: str, description: str | None, parts: Parts, asked: Parts | None = None) -> None:
+    """Run the parts that are named, or all of them, into results/NAME.json and the tables of docs/benchmarks.md.
+
+    Those in `asked` run only when they are named.
+    """
+    known = parts | (asked or {})
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("parts", nargs="*", choices=[[], *parts], default=[])
+    parser.add_argument("parts", nargs="*", choices=[[], *known], default=[])
     named = parser.parse_args().parts or list(parts)
     result, page = _ROOT / "results" / f"{name}.json", _ROOT.parent / "docs" / "benchmarks.md"
     warnings.filterwarnings("ignore")
@@ -31,7 +35,7 @@ def run_parts(name: str, description: str | None, parts: Parts) -> None:
     for part in named:
         print(part, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            rows = parts[part](Path(folder))
+            rows = known[part](Path(folder))
         for row in rows:
             print(f"{row.figure}: {row.value:.3g} {row.unit} {row.verdict}", flush=True)
         write_json(part, rows, result)

@@ -214,14 +214,9 @@ fn records() -> impl Strategy<Value = Vec<(Record, Group)>> {
 type Judged = (prop::sample::Index, prop::sample::Index, f32, f32, f32);
 type About = (u64, String, Option<String>, Option<String>, bool);
 
-fn record(
-    (prompt, responses, judged, (row, id, source, category, flipped)): (
-        Vec<i32>,
-        Vec<(Vec<i32>, prop::sample::Index)>,
-        Vec<Judged>,
-        About,
-    ),
-) -> (Record, Group) {
+type Drawn = (Vec<i32>, Vec<(Vec<i32>, prop::sample::Index)>, Vec<Judged>, About);
+
+fn record((prompt, responses, judged, (row, id, source, category, flipped)): Drawn) -> (Record, Group) {
     let count = responses.len();
     let comparisons = judged.into_iter().map(|(better, other, label, margin, weight)| {
         let better = better.index(count);

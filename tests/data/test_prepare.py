@@ -403,7 +403,7 @@ def contents(folder):
 def test_the_store_is_the_same_whoever_renders_and_encodes(byte_tokenizer, tmp_path, monkeypatch, capsys):
     """Transformers and the tokenizers package, or the extension."""
     system = {"prompt": [{"role": "system", "content": "be kind"}, user("why é?")], "chosen": " so\n", "rejected": "no"}
-    source = write(tmp_path / "pairs.jsonl", [*ROWS, CHAT, system, {"prompt": "", "chosen": "a", "rejected": "b"}])
+    source = write(tmp_path / "pairs.jsonl", [*ROWS, CHAT, system])
     template = tmp_path / "strict.jinja"
     head = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     usual = AutoTokenizer.from_pretrained(byte_tokenizer).chat_template

@@ -58,7 +58,7 @@ def score(
         raise ValueError(f"{out}: its folder {out.parent} does not exist; make it first")
     loaded = _load(folder, aggregation, variance_weight)
     if isinstance(loaded, Judge):
-        rows, report = text_rows(source, out.parent)
+        rows, report = text_rows(source)
         ids, found = {each.row: each.id for each in rows}, _judged(loaded, rows, pairs_per_batch, source)
     else:
         prepared = prepare(source, str(folder), load_options(folder))

@@ -232,6 +232,16 @@ def test_the_policy_recipe_goes_with_every_objective(kind, parse):
     assert config.model.init_args.backbone.name == "HuggingFaceH4/mistral-7b-sft-beta"
 
 
+def test_the_search_for_thresholds_begins_with_none(parse):
+    """Beside the first file's callbacks, without its thresholds, and with the rest of its constraints."""
+    _, config = parse(*command("configs/policies/threshold-search.yaml"))
+    kinds = [each.class_path.rpartition(".")[2] for each in config.trainer.callbacks]
+    assert kinds == ["ConstraintCurves", "ThresholdSearch"]
+    mixing = config.model.init_args.mixing.init_args
+    assert (mixing.variant, mixing.thresholds) == ("xi", None)
+    assert (mixing.multipliers.lr, mixing.patience.updates) == (0.1, 12)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_s_header_ends_with_the_command_for_a_real_model(name, parse):
     _, config = parse(*header_commands(f"configs/{name}.yaml")[-1])

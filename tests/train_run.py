@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemWriter
 
 from grmlight import ExpertsModule, PairDataModule, PrepareOptions, RewardModule
+from grmlight.data import token_loader
 from grmlight.data.batch import GroupBatch
 from grmlight.evaluation import Benchmarks, ScoringOptions
 from grmlight.export import SaveModel
@@ -246,6 +247,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="the backbone's reward head, too")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=None, help="of a pack, instead of 6 pairs a step")
+    parser.add_argument("--window", type=int, default=token_loader.WINDOW, help="pairs that are packed together")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--precision", default="32-true")
@@ -315,8 +318,13 @@ def main(arguments: list[str]) -> None:
     else:
         ensemble = EnsembleConfig(3, given.ensemble, "wco", reference_pairs=10) if given.ensemble else None
         module = (MeanOfEachPack if given.mean else RewardModule)(backbone(given), ensemble=ensemble, **options)
+    token_loader.WINDOW = given.window
     data = PairDataModule(
-        train=given.data, tokenizer=given.tokenizer, prepare=PrepareOptions(max_length=200), pairs_per_step=6
+        train=given.data,
+        tokenizer=given.tokenizer,
+        prepare=PrepareOptions(max_length=200),
+        pairs_per_step=None if given.tokens else 6,
+        tokens_per_pack=given.tokens,
     )
     trainer = L.Trainer(
         accelerator="cpu",

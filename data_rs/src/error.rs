@@ -40,9 +40,37 @@ pub enum Error {
         /// More about it, or nothing.
         detail: String,
     },
+    /// The same, of a row that is broken in a place.
+    #[error("{name}:{row}:{column}: {} ({problem}); {}", .reason.says(), .reason.advice())]
+    Byte {
+        /// The input.
+        name: String,
+        /// Its row, from 1.
+        row: u64,
+        /// The byte of the row, from 1.
+        column: usize,
+        /// Why the row cannot be used.
+        reason: Reason,
+        /// What stands there.
+        problem: String,
+    },
+    /// A table that is damaged, or not what it should be.
+    #[error("{name}: {problem}; write it again")]
+    Table {
+        /// The input.
+        name: String,
+        /// What is wrong with it, and where.
+        problem: String,
+    },
     /// A tokenizer that cannot be loaded or cannot encode.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A plan for a chat template did not hold, see [`crate::chat`].
+    #[error("chat template: a plan does not hold for it ({0}); render it without plans")]
+    Plan(String),
+    /// The fast engine gave other ids than the reference, see [`crate::encode`].
+    #[error("tokenizer: the fast engine fails on a text of this data ({0}); encode it with engine=reference")]
+    Engine(String),
     /// An argument that makes no sense.
     #[error("{0}")]
     Argument(String),

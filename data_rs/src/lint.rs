@@ -69,7 +69,7 @@ pub fn marks(record: &Record) -> Vec<Mark> {
     record.comparisons.iter().map(mark).collect()
 }
 
-/// The comparisons seen so far.
+/// The comparisons seen so far: 16 bytes for each, which is all that grows with the rows that are used.
 #[derive(Debug, Default)]
 pub struct Seen(HashSet<u128>);
 
@@ -84,9 +84,15 @@ impl Seen {
         marks.iter().any(swapped).then_some(Reason::Contradiction)
     }
 
-    /// Enter comparisons.
-    pub fn enter(&mut self, marks: &[Mark]) {
-        self.0.extend(marks.iter().map(|mark| mark.said));
+    /// Enter comparisons; those that were not there before are added to `entered`.
+    pub fn enter(&mut self, marks: &[Mark], entered: &mut Vec<u128>) {
+        entered.extend(marks.iter().map(|mark| mark.said).filter(|&said| self.0.insert(said)));
+    }
+}
+
+impl FromIterator<u128> for Seen {
+    fn from_iter<I: IntoIterator<Item = u128>>(hashes: I) -> Self {
+        Self(hashes.into_iter().collect())
     }
 }
 

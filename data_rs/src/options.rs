@@ -52,6 +52,17 @@ pub enum Overlong {
     Raise,
 }
 
+/// What makes ids of text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// The fast engine where it is exact, else the reference.
+    #[default]
+    Auto,
+    /// The reference.
+    Reference,
+}
+
 /// Options of reading.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -102,13 +113,22 @@ impl ReadOptions {
     /// [`Error::Argument`] for an unknown name or a value out of range.
     pub fn from_json(json: &str) -> Result<Self> {
         let options: Self = parse(json)?;
-        if options.stride < 1 {
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Check values.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for one out of range.
+    pub fn check(&self) -> Result<()> {
+        if self.stride < 1 {
             return Err(Error::Argument("stride must be at least 1".into()));
         }
-        if !(0.0..=1.0).contains(&options.flip) {
-            return Err(Error::Argument(format!("flip is a fraction between 0 and 1, got {}", options.flip)));
+        if !(0.0..=1.0).contains(&self.flip) {
+            return Err(Error::Argument(format!("flip is a fraction between 0 and 1, got {}", self.flip)));
         }
-        Ok(options)
+        Ok(())
     }
 }
 
@@ -126,6 +146,12 @@ pub struct WriteOptions {
     pub add_special_tokens: bool,
     /// Id to append to each response that does not end with it.
     pub append_token: Option<u32>,
+    /// What makes ids of text: no part of what a store is, since all engines give the same ids.
+    #[serde(skip_serializing)]
+    pub engine: EngineChoice,
+    /// Threads; nothing for `RAYON_NUM_THREADS`, or as many as there are cores. No part of what a store is.
+    #[serde(skip_serializing)]
+    pub threads: Option<usize>,
 }
 
 impl WriteOptions {
@@ -135,17 +161,30 @@ impl WriteOptions {
     /// [`Error::Argument`] for an unknown name or a value out of range.
     pub fn from_json(json: &str) -> Result<Self> {
         let options: Self = parse(json)?;
-        if options.max_length == Some(0) {
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Check values.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for one out of range.
+    pub fn check(&self) -> Result<()> {
+        if self.max_length == Some(0) {
             return Err(Error::Argument("max_length must be at least 1".into()));
         }
-        if options.append_token.is_some_and(|id| i32::try_from(id).is_err()) {
+        if self.threads == Some(0) {
+            return Err(Error::Argument("threads must be at least 1".into()));
+        }
+        if self.append_token.is_some_and(|id| i32::try_from(id).is_err()) {
             return Err(Error::Argument("append_token is no token id".into()));
         }
-        Ok(options)
+        Ok(())
     }
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
+/// Read options of any kind; the error names the wrong one.
+pub(crate) fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|error| {
         let message = error.to_string();
         let short = message.split(" at line ").next().unwrap_or(&message);

@@ -2,13 +2,15 @@
 //!
 //! All numbers are 64-bit and wrap around. `GAMMA` is 0x9E3779B97F4A7C15 and `mix` is splitmix64's finalizer. A stream
 //! has the key `mix(mix(seed + GAMMA) + mix(domain + 2 * GAMMA) + index * GAMMA)`; its draw number k, from 0, is
-//! `mix(key + (k + 1) * GAMMA)`. Orders have domain 0 and the epoch as index, label noise has domain 1 and the row.
+//! `mix(key + (k + 1) * GAMMA)`. Orders have domain 0 and the epoch as index, label noise has domain 1 and the row, orders of
+//! bins have domain 2 and the epoch.
 
 use crate::error::{Error, Result};
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 const ORDER: u64 = 0;
 const FLIP: u64 = 1;
+const BINS: u64 = 2;
 
 /// splitmix64's finalizer.
 fn mix(mut bits: u64) -> u64 {
@@ -33,21 +35,34 @@ pub fn flips(fraction: f64, seed: u64, row: u64) -> bool {
     ((draw(key(seed, FLIP, row), 0) >> 11) as f64) / ((1u64 << 53) as f64) < fraction
 }
 
-/// A permutation of `0..groups`: Fisher-Yates from the end, place i (draw number `groups - 1 - i`) swapped with place
-/// `draw * (i + 1) >> 64`.
+/// The order of the groups `0..groups` in an epoch; see `permutation`.
 ///
 /// # Errors
-/// [`Error::Argument`] if there is no memory for it.
+/// [`Error::Argument`] if they are more than 32 bits count, or there is no memory for them.
 pub fn epoch_order(groups: usize, seed: u64, epoch: u64) -> Result<Vec<i64>> {
-    let mut order: Vec<i64> = Vec::new();
-    let refuse = || Error::Argument(format!("no memory for an order of {groups} groups"));
-    order.try_reserve_exact(groups).map_err(|_| refuse())?;
-    order.extend((0i64..).take(groups));
-    let key = key(seed, ORDER, epoch);
-    for (number, place) in (1..groups).rev().enumerate() {
+    let order = permutation(groups, key(seed, ORDER, epoch))?;
+    Ok(order.into_iter().map(i64::from).collect())
+}
+
+/// The order of the bins `0..bins` in an epoch, drawn apart from that of the groups.
+///
+/// # Errors
+/// As [`epoch_order`].
+pub fn bin_order(bins: usize, seed: u64, epoch: u64) -> Result<Vec<u32>> {
+    permutation(bins, key(seed, BINS, epoch))
+}
+
+/// Fisher-Yates from the end: place i (draw number `count - 1 - i`) swapped with place `draw * (i + 1) >> 64`.
+fn permutation(count: usize, key: u64) -> Result<Vec<u32>> {
+    let refuse = || Error::Argument(format!("an order of {count} groups is not possible, 32 bits must count them"));
+    let end = u32::try_from(count).map_err(|_| refuse())?;
+    let mut order: Vec<u32> = Vec::new();
+    order.try_reserve_exact(count).map_err(|_| Error::Argument(format!("no memory for an order of {count} groups")))?;
+    order.extend(0..end);
+    for (number, place) in (1..count).rev().enumerate() {
         let wide = u128::from(draw(key, number as u64)) * (place as u128 + 1);
-        let other = usize::try_from(wide >> 64).map_err(|_| refuse())?;
-        order.swap(place, other);
+        #[allow(clippy::cast_possible_truncation, reason = "it is at most the place")]
+        order.swap(place, (wide >> 64) as usize);
     }
     Ok(order)
 }
@@ -73,6 +88,12 @@ mod tests {
         let order = epoch_order(100, 1, 0).unwrap();
         assert_ne!(order, epoch_order(100, 1, 1).unwrap());
         assert_ne!(order, epoch_order(100, 0, 1).unwrap());
+        assert!(bin_order(100, 1, 0).unwrap().into_iter().map(i64::from).ne(order));
+    }
+
+    #[test]
+    fn too_many_are_refused() {
+        assert!(epoch_order(usize::MAX, 0, 0).is_err() && epoch_order(1 << 32, 0, 0).is_err());
     }
 
     #[test]

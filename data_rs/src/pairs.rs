@@ -1,21 +1,60 @@
 //! Rows to usable pairs: read, normalize, lint, stride and flip.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Map, Value};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
-use crate::lint::{Seen, check, marks};
+use crate::lint::{Mark, Seen, check, marks};
 use crate::options::{BadRow, ReadOptions, Repeat};
 use crate::order::flips;
-use crate::read::{Line, Lines, Source};
+use crate::read::{Reader, Source, Window};
 use crate::reason::{Reason, RowsByReason, enter};
-use crate::record::{FORMATS, Record, is_known, normalize};
+use crate::record::{FORMATS, Record, normalize};
+use crate::refusal::Refusal;
 
 static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(0);
 
-/// The usable rows of an input, and what became of the others.
+/// What became of rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Rows seen; blank lines are none.
+    pub rows: u64,
+    /// Usable rows left out by the stride.
+    pub skipped: u64,
+    /// Rows that are not used.
+    #[serde(deserialize_with = "by_reason")]
+    pub refused: RowsByReason,
+    /// Rows that are used although they were seen before, or without their ties.
+    #[serde(deserialize_with = "by_reason")]
+    pub noted: RowsByReason,
+}
+
+/// Read rows by reason.
+pub(crate) fn by_reason<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<RowsByReason, D::Error> {
+    let rows = BTreeMap::<Reason, Vec<u64>>::deserialize(deserializer)?;
+    Ok(rows.into_iter().map(|(reason, rows)| (reason.name(), rows)).collect())
+}
+
+/// Where a reading stands between two windows. What it remembers of the rows before is [`PairReader::entered`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Number of the next line or row.
+    pub row: u64,
+    /// Where it begins: bytes from the beginning, as they are once inflated; rows in tables.
+    pub offset: u64,
+    /// Usable rows so far, those included that the stride left out.
+    pub usable: u64,
+    /// Whether a row of a known format was seen.
+    pub format_known: bool,
+    /// What became of the rows so far.
+    pub findings: Findings,
+}
+
+/// The usable rows of an input, all in memory, and what became of the others.
 #[derive(Debug)]
 pub struct Pairs {
     /// Tells this reading from any other of the process.
@@ -34,119 +73,185 @@ pub struct Pairs {
     pub records: Vec<Record>,
 }
 
-/// Reads an input piece by piece.
+/// Reads an input window by window. It holds one window, 16 bytes for each comparison that was used, and the numbers of
+/// the rows that were refused or noted.
 pub struct PairReader {
-    lines: Lines,
+    reader: Reader,
+    window: Window,
     options: ReadOptions,
-    pairs: Pairs,
+    name: String,
+    position: Position,
     seen: Seen,
-    next_row: u64,
-    usable: u64,
-    format_known: bool,
+    entered: Vec<u128>,
+    /// What is said where the next window was to be.
+    broken: Option<Error>,
+}
+
+/// What a row is by itself.
+enum Outcome {
+    /// No row.
+    Blank,
+    /// Nothing that has columns.
+    Broken(Refusal),
+    Refused(Refusal),
+    Usable(Record, Vec<Mark>),
 }
 
 impl PairReader {
     /// Open an input.
     ///
     /// # Errors
-    /// [`Error::Io`] for a file that cannot be opened.
+    /// [`Error::Io`] for a file that cannot be opened, [`Error::Table`] for one that is no Parquet.
     pub fn open(source: Source, options: ReadOptions) -> Result<Self> {
-        let name = match (&options.name, &source) {
-            (Some(name), _) => name.clone(),
-            (None, Source::Path(path)) => path.clone(),
-            (None, Source::Bytes(_)) => "<bytes>".to_owned(),
-        };
-        let lines = Lines::open(source, &name)?;
-        let (refused, noted) = (RowsByReason::new(), RowsByReason::new());
-        let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
-        let pairs = Pairs { identity, name, rows: 0, skipped: 0, refused, noted, records: Vec::new() };
-        let next_row = options.first_row;
-        Ok(Self { lines, options, pairs, seen: Seen::default(), next_row, usable: 0, format_known: false })
+        let row = options.first_row;
+        let position = Position { row, offset: 0, usable: 0, format_known: false, findings: Findings::default() };
+        Self::open_at(source, options, position, [])
     }
 
-    /// Read up to `count` lines. Whether there may be more.
+    /// Go on with an input where another reading of the same input, with the same options, stood.
+    ///
+    /// `entered` are the hashes that all windows before entered, in any order; see [`PairReader::entered`].
     ///
     /// # Errors
-    /// [`Error::Io`] for an input that breaks off, [`Error::Columns`] if the first row is of no pair format,
-    /// [`Error::Row`] where the options ask to stop.
-    pub fn read(&mut self, count: usize) -> Result<bool> {
-        for _ in 0..count {
-            let row = self.next_row;
-            let line = self.lines.next_line().map_err(|error| {
-                let problem = format!("cannot be read at row {row}; the file is damaged or cut off, get it again");
-                Error::io(&self.pairs.name, &problem, error)
-            })?;
-            let Some(line) = line else { return Ok(false) };
-            self.next_row = row.saturating_add(1);
-            if let Line::Bytes(bytes) = &line
-                && bytes.iter().all(u8::is_ascii_whitespace)
-            {
-                continue;
-            }
-            self.pairs.rows += 1;
-            if let Err(reason) = self.take(row, &line)? {
-                self.refuse(row, reason)?;
-            }
-        }
-        Ok(true)
+    /// As [`PairReader::open`], and [`Error::Io`] for an input that has become shorter.
+    pub fn open_at(
+        source: Source,
+        options: ReadOptions,
+        position: Position,
+        entered: impl IntoIterator<Item = u128>,
+    ) -> Result<Self> {
+        let name = options.name.clone().unwrap_or_else(|| source.name());
+        let reader = Reader::open(source, &name, position.offset)?;
+        let (window, seen) = (Window::default(), entered.into_iter().collect());
+        Ok(Self { reader, window, options, name, position, seen, entered: Vec::new(), broken: None })
     }
 
-    /// Everything read so far.
+    /// The usable records of the next `rows` lines or rows, or of fewer that have the bytes of a window; nothing at the
+    /// end. Rows are parsed by the threads of `pool`, which changes nothing in what is found.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Table`] for an input that breaks off, once the rows before were given out;
+    /// [`Error::Columns`] if the first row is of no pair format; [`Error::Row`] and [`Error::Byte`] where the options ask
+    /// to stop. There is nothing to read behind an error.
+    pub fn next_window(&mut self, rows: usize, pool: Option<&ThreadPool>) -> Result<Option<Vec<Record>>> {
+        self.entered.clear();
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        if let Err(error) = self.reader.fill(&mut self.window, rows.max(1), &self.name, self.position.row) {
+            if self.window.len() == 0 {
+                return Err(error);
+            }
+            self.broken = Some(error);
+        }
+        if self.window.len() == 0 {
+            return Ok(None);
+        }
+        let mut records = Vec::new();
+        for (index, outcome) in self.outcomes(pool).into_iter().enumerate() {
+            self.enter(index, outcome, &mut records)?;
+        }
+        self.position.offset = self.reader.offset();
+        Ok(Some(records))
+    }
+
+    /// What became of the rows so far.
     #[must_use]
-    pub fn finish(self) -> Pairs {
-        self.pairs
+    pub fn findings(&self) -> &Findings {
+        &self.position.findings
     }
 
-    fn take(&mut self, row: u64, line: &Line) -> Result<std::result::Result<(), Reason>> {
-        let columns = match parse(line) {
-            Ok(columns) => columns,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        self.check_columns(&columns)?;
-        let record = match normalize(columns, row, &self.options) {
-            Ok(record) => record,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        Ok(check(&record).and_then(|()| self.admit(record)))
+    /// Where the next window begins.
+    #[must_use]
+    pub fn position(&self) -> &Position {
+        &self.position
     }
 
-    /// The first object decides whether this is an input of pairs at all.
-    fn check_columns(&mut self, columns: &Map<String, Value>) -> Result<()> {
-        if !self.format_known && !is_known(columns) {
-            let mut found: Vec<&str> = columns.keys().map(String::as_str).collect();
-            found.sort_unstable();
-            let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
-            return Err(Error::Columns { name: self.pairs.name.clone(), found, accepted: FORMATS });
+    /// The comparisons that the last window was the first to hold, as hashes of 16 bytes. With the position behind each
+    /// window go those of all windows up to there, so a file of them only needs to be added to.
+    #[must_use]
+    pub fn entered(&self) -> &[u128] {
+        &self.entered
+    }
+
+    /// What messages call the input.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The reading with its records, for one who kept them all.
+    #[must_use]
+    pub fn into_pairs(self, records: Vec<Record>) -> Pairs {
+        let Findings { rows, skipped, refused, noted } = self.position.findings;
+        let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
+        Pairs { identity, name: self.name, rows, skipped, refused, noted, records }
+    }
+
+    fn outcomes(&self, pool: Option<&ThreadPool>) -> Vec<Outcome> {
+        let (window, options, first) = (&self.window, &self.options, self.position.row);
+        let outcome = |index: usize| outcome(window, index, first.saturating_add(index as u64), options);
+        match pool {
+            Some(pool) => pool.install(|| (0..window.len()).into_par_iter().with_min_len(16).map(outcome).collect()),
+            None => (0..window.len()).map(outcome).collect(),
         }
-        self.format_known = true;
-        Ok(())
     }
 
-    fn admit(&mut self, mut record: Record) -> std::result::Result<(), Reason> {
-        let marks = marks(&record);
-        let finding = self.seen.find(&marks);
+    fn enter(&mut self, index: usize, outcome: Outcome, records: &mut Vec<Record>) -> Result<()> {
+        let row = self.position.row;
+        self.position.row = row.saturating_add(1);
+        let known = match &outcome {
+            Outcome::Blank => return Ok(()),
+            Outcome::Broken(_) => None,
+            Outcome::Refused(refusal) => Some(refusal.reason != Reason::UnknownColumns),
+            Outcome::Usable(..) => Some(true),
+        };
+        // The first row with columns decides whether this is an input of pairs at all.
+        if known == Some(false) && !self.position.format_known {
+            let found = self.window.names(index).join(", ");
+            let found = if found.is_empty() { "none".to_owned() } else { found };
+            return Err(Error::Columns { name: self.name.clone(), found, accepted: FORMATS });
+        }
+        self.position.format_known |= known.is_some();
+        self.position.findings.rows += 1;
+        let refusal = match outcome {
+            Outcome::Usable(record, marks) => self.admit(record, &marks, records).err().map(Refusal::from),
+            Outcome::Broken(refusal) | Outcome::Refused(refusal) => Some(refusal),
+            Outcome::Blank => None,
+        };
+        refusal.map_or(Ok(()), |refusal| self.refuse(row, refusal))
+    }
+
+    fn admit(
+        &mut self,
+        mut record: Record,
+        marks: &[Mark],
+        records: &mut Vec<Record>,
+    ) -> std::result::Result<(), Reason> {
+        let finding = self.seen.find(marks);
         if let Some(reason) = finding
             && self.policy(reason) != Repeat::Keep
         {
             return Err(reason);
         }
-        self.seen.enter(&marks);
-        let place = self.usable;
-        self.usable += 1;
+        self.seen.enter(marks, &mut self.entered);
+        let place = self.position.usable;
+        self.position.usable += 1;
+        let findings = &mut self.position.findings;
         if !place.is_multiple_of(self.options.stride) {
-            self.pairs.skipped += 1;
+            findings.skipped += 1;
             return Ok(());
         }
         if let Some(reason) = finding {
-            enter(&mut self.pairs.noted, reason, record.row);
+            enter(&mut findings.noted, reason, record.row);
         }
         if record.partial {
-            enter(&mut self.pairs.noted, Reason::Tie, record.row);
+            enter(&mut findings.noted, Reason::Tie, record.row);
         }
         if flips(self.options.flip, self.options.flip_seed, record.row) {
             record.flip();
         }
-        self.pairs.records.push(record);
+        records.push(record);
         Ok(())
     }
 
@@ -154,60 +259,48 @@ impl PairReader {
         if reason == Reason::Duplicate { self.options.on_duplicate } else { self.options.on_contradiction }
     }
 
-    fn refuse(&mut self, row: u64, reason: Reason) -> Result<()> {
-        let stop = match reason {
-            Reason::Duplicate | Reason::Contradiction => self.policy(reason) == Repeat::Raise,
+    fn refuse(&mut self, row: u64, refusal: Refusal) -> Result<()> {
+        let stop = match refusal.reason {
+            Reason::Duplicate | Reason::Contradiction => self.policy(refusal.reason) == Repeat::Raise,
             // Equal ratings say nothing about the pair, but nothing is wrong with the row.
             Reason::Tie => false,
             _ => self.options.on_bad_row == BadRow::Raise,
         };
         if stop {
-            return Err(Error::Row { name: self.pairs.name.clone(), row, reason, detail: String::new() });
+            return Err(refusal.into_error(&self.name, row));
         }
-        enter(&mut self.pairs.refused, reason, row);
+        enter(&mut self.position.findings.refused, refusal.reason, row);
         Ok(())
     }
 }
 
-fn parse(line: &Line) -> std::result::Result<Map<String, Value>, Reason> {
-    let Line::Bytes(bytes) = line else { return Err(Reason::InvalidJson) };
-    let text = std::str::from_utf8(bytes).map_err(|_| Reason::InvalidJson)?;
-    let parsed = serde_json::from_str(text).or_else(|error| match mark_non_finite(text) {
-        Cow::Owned(marked) => serde_json::from_str(&marked),
-        Cow::Borrowed(_) => Err(error),
+fn outcome(window: &Window, index: usize, number: u64, options: &ReadOptions) -> Outcome {
+    let row = match window.row(index) {
+        None => return Outcome::Blank,
+        Some(Err(refusal)) => return Outcome::Broken(refusal),
+        Some(Ok(row)) => row,
+    };
+    let usable = normalize(row, number, options).and_then(|record| {
+        check(&record)?;
+        let marks = marks(&record);
+        Ok((record, marks))
     });
-    match parsed {
-        Ok(Value::Object(columns)) => Ok(columns),
-        Err(error) if error.to_string().starts_with("number out of range") => Err(Reason::BadNumber),
-        _ => Err(Reason::InvalidJson),
+    match usable {
+        Ok((record, marks)) => Outcome::Usable(record, marks),
+        Err(refusal) => Outcome::Refused(refusal),
     }
 }
 
-/// Replace the NaN and Infinity that Python writes by `{}`, which is refused wherever a number or a text is expected.
-fn mark_non_finite(text: &str) -> Cow<'_, str> {
-    let mut marked = String::new();
-    let (mut done, mut quoted, mut escaped) = (0, false, false);
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = quoted,
-            b'"' => quoted = !quoted,
-            b'N' | b'I' | b'-' if !quoted && at >= done => {
-                let rest = text.get(at..).unwrap_or_default();
-                if let Some(token) = ["NaN", "Infinity", "-Infinity"].iter().find(|token| rest.starts_with(**token)) {
-                    marked.push_str(text.get(done..at).unwrap_or_default());
-                    marked.push_str("{}");
-                    done = at + token.len();
-                }
-            }
-            _ => {}
-        }
+/// Read all of an input into memory.
+///
+/// # Errors
+/// As [`PairReader::open`] and [`PairReader::next_window`].
+pub fn read_all(source: Source, options: ReadOptions) -> Result<Pairs> {
+    let (mut reader, mut records) = (PairReader::open(source, options)?, Vec::new());
+    while let Some(window) = reader.next_window(1024, None)? {
+        records.extend(window);
     }
-    if done == 0 {
-        return Cow::Borrowed(text);
-    }
-    marked.push_str(text.get(done..).unwrap_or_default());
-    Cow::Owned(marked)
+    Ok(reader.into_pairs(records))
 }
 
 #[cfg(test)]
@@ -215,10 +308,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str, options: &str) -> Result<Pairs> {
-        let source = Source::Bytes(text.as_bytes().to_vec());
-        let mut reader = PairReader::open(source, ReadOptions::from_json(options)?)?;
-        while reader.read(2)? {}
-        Ok(reader.finish())
+        read_all(Source::Bytes(text.as_bytes().to_vec()), ReadOptions::from_json(options)?)
     }
 
     const PAIR: &str = r#"{"prompt": "p", "chosen": "a", "rejected": "b"}"#;
@@ -238,7 +328,11 @@ mod tests {
         let error = read(&text, r#"{"name": "f", "on_duplicate": "raise"}"#).unwrap_err().to_string();
         assert_eq!(error, "f:2: the same pair as in an earlier row; remove the row or use on_duplicate=keep or drop");
         let error = read(&text, r#"{"on_bad_row": "raise"}"#).unwrap_err().to_string();
-        assert_eq!(error, "<bytes>:3: not a JSON object in UTF-8; fix the row or use on_bad_row=drop");
+        assert_eq!(
+            error,
+            "<bytes>:3:1: not a JSON object in UTF-8 (invalid type: sequence, expected an object); \
+                    fix the row or use on_bad_row=drop"
+        );
         assert!(read("{}", r#"{"strides": 2}"#).unwrap_err().to_string().contains("unknown field `strides`"));
     }
 

@@ -1,10 +1,10 @@
 //! One row in any format to a prompt, its responses, and which of them is better.
 
-use serde_json::{Map, Value};
-
 use crate::options::{ReadOptions, Tie};
 use crate::reason::Reason;
-use crate::text::{Message, Text, is_blank, is_space, is_transcript, parse_messages, parse_transcript};
+use crate::refusal::{InColumn, Refusal};
+use crate::row::{Cell, Column, Row};
+use crate::text::{Message, Text, is_blank, is_space, is_transcript, messages_of, parse_transcript};
 
 /// The formats, as an error names them.
 pub const FORMATS: &str = "chosen and rejected, with or without prompt (text or messages), \
@@ -16,7 +16,6 @@ pub const MOST_RESPONSES: usize = 256;
 /// What the GRM authors put before the first message of summarization rows, whose white space they strip.
 pub const SUMMARIZE: &str = "Generate one-sentence summary for the following post: ";
 
-type Row = Map<String, Value>;
 /// The prompt and its responses: text if all of it is text, messages if any of it is messages.
 type Texts = (Text, Vec<Text>);
 
@@ -106,32 +105,29 @@ impl Told {
     }
 }
 
-/// Whether a row has the columns of a known format.
-#[must_use]
-pub fn is_known(row: &Row) -> bool {
-    format_of(row).is_some()
-}
-
 /// Normalize a row.
 ///
 /// # Errors
-/// Why it cannot be used.
-pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Record, Reason> {
+/// Why it cannot be used; [`Reason::UnknownColumns`] only for the columns of no known format.
+pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Record, Refusal> {
     let format = format_of(&row).ok_or(Reason::UnknownColumns)?;
-    let margin = number_of(&row, "margin")?;
-    let weight = number_of(&row, "weight")?.unwrap_or(1.0);
-    let label = number_of(&row, "soft_label")?.unwrap_or(1.0);
-    if weight < 0.0 || !(0.0..=1.0).contains(&label) {
-        return Err(Reason::BadNumber);
+    let margin = number_of(&row, Column::Margin)?;
+    let weight = number_of(&row, Column::Weight)?.unwrap_or(1.0);
+    let label = number_of(&row, Column::SoftLabel)?.unwrap_or(1.0);
+    if weight < 0.0 {
+        return Err(Reason::BadNumber).in_column(Column::Weight);
     }
-    let id = match row.remove("id") {
-        Some(Value::String(id)) => id,
-        Some(Value::Number(id)) if id.is_i64() || id.is_u64() => id.to_string(),
+    if !(0.0..=1.0).contains(&label) {
+        return Err(Reason::BadNumber).in_column(Column::SoftLabel);
+    }
+    let id = match row.take(Column::Id) {
+        Cell::Text(id) => id,
+        Cell::Whole(id) => id.to_string(),
         _ => number.to_string(),
     };
-    let source = string_of(&mut row, "source");
-    let category = string_of(&mut row, "category");
-    let capability = string_of(&mut row, "capability").filter(|name| !name.is_empty());
+    let source = string_of(&mut row, Column::Source);
+    let category = string_of(&mut row, Column::Category);
+    let capability = string_of(&mut row, Column::Capability).filter(|name| !name.is_empty());
     let told = match format {
         Format::Explicit => explicit(&mut row)?,
         Format::Implicit => implicit(&mut row)?,
@@ -142,14 +138,15 @@ pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Rec
     };
     // A margin belongs to the better one, which a label below one half says is the other.
     let belongs = |lead: f64| if label < 0.5 { 0.0 - lead } else { lead };
-    let (weight, narrow_label) = (narrow(weight)?, narrow(label)?);
+    let weight = narrow(weight).in_column(Column::Weight)?;
+    let narrow_label = narrow(label).in_column(Column::SoftLabel)?;
     let compare = |said: Said| {
         let Said { better, worse, tie, margin: lead } = said;
         let margin = margin.or(lead.map(belongs)).unwrap_or(0.0);
-        let (label, margin) = if tie { (0.5, 0.0) } else { (narrow_label, narrow(margin)?) };
+        let (label, margin) = if tie { (0.5, 0.0) } else { (narrow_label, narrow(margin).in_column(Column::Margin)?) };
         Ok(Comparison { row: number, better, worse, label, margin, weight })
     };
-    let comparisons = told.said.into_iter().map(compare).collect::<Result<_, Reason>>()?;
+    let comparisons = told.said.into_iter().map(compare).collect::<Result<_, Refusal>>()?;
     let (prompt, responses) = told.texts;
     let partial = told.partial;
     let flipped = false;
@@ -159,25 +156,26 @@ pub fn normalize(mut row: Row, number: u64, options: &ReadOptions) -> Result<Rec
 /// A column that is null counts as absent: tables have one for all columns of any of their rows. Where no format is
 /// left without these, they say what the row was to be.
 fn format_of(row: &Row) -> Option<Format> {
-    let filled = |name: &str| row.get(name).is_some_and(|value| !value.is_null());
-    format_by(filled).or_else(|| format_by(|name| row.contains_key(name)))
+    let filled = |column| row.get(column).is_some_and(|cell| *cell != Cell::Null);
+    format_by(filled).or_else(|| format_by(|column| row.get(column).is_some()))
 }
 
-fn format_by(is_there: impl Fn(&str) -> bool) -> Option<Format> {
-    let has = |names: &[&str]| names.iter().all(|name| is_there(name));
-    if has(&["chosen", "rejected"]) {
-        return Some(if has(&["prompt"]) { Format::Explicit } else { Format::Implicit });
+fn format_by(is_there: impl Fn(Column) -> bool) -> Option<Format> {
+    use Column::{Chosen, ConversationA, ConversationB, Prompt, Ranks, RatingA, RatingB, Ratings, Rejected, Responses};
+    let has = |columns: &[Column]| columns.iter().all(|&column| is_there(column));
+    if has(&[Chosen, Rejected]) {
+        return Some(if has(&[Prompt]) { Format::Explicit } else { Format::Implicit });
     }
-    if has(&["conv_A", "conv_B", "conv_A_rating", "conv_B_rating"]) {
+    if has(&[ConversationA, ConversationB, RatingA, RatingB]) {
         return Some(Format::Ratings);
     }
-    (has(&["prompt", "responses"]) && (has(&["ratings"]) || has(&["ranks"]))).then_some(Format::Ranking)
+    (has(&[Prompt, Responses]) && (has(&[Ratings]) || has(&[Ranks]))).then_some(Format::Ranking)
 }
 
-fn explicit(row: &mut Row) -> Result<Told, Reason> {
+fn explicit(row: &mut Row) -> Result<Told, Refusal> {
     let margin = score_difference(row)?;
-    let prompt = text_of(row, "prompt")?;
-    let responses = vec![text_of(row, "chosen")?, text_of(row, "rejected")?];
+    let prompt = text_of(row, Column::Prompt)?;
+    let responses = vec![text_of(row, Column::Chosen)?, text_of(row, Column::Rejected)?];
     Ok(Told::pair(answer(prompt, responses)?, false, margin))
 }
 
@@ -203,32 +201,32 @@ fn is_conversation(response: &Text) -> bool {
     matches!(response, Text::Chat(messages) if messages.first().is_some_and(|message| message.role != "assistant"))
 }
 
-fn implicit(row: &mut Row) -> Result<Told, Reason> {
+fn implicit(row: &mut Row) -> Result<Told, Refusal> {
     let margin = score_difference(row)?;
-    let texts = match (text_of(row, "chosen")?, text_of(row, "rejected")?) {
+    let texts = match (text_of(row, Column::Chosen)?, text_of(row, Column::Rejected)?) {
         (Text::Chat(chosen), Text::Chat(rejected)) => conversations(vec![chosen, rejected])?,
         (Text::Plain(chosen), Text::Plain(rejected)) if is_transcript(&chosen) && is_transcript(&rejected) => {
             conversations(vec![parse_transcript(&chosen), parse_transcript(&rejected)])?
         }
         // A null prompt beside plain text: what they answer is not known.
-        (chosen @ Text::Plain(_), rejected @ Text::Plain(_)) if !row.contains_key("prompt") => {
+        (chosen @ Text::Plain(_), rejected @ Text::Plain(_)) if row.get(Column::Prompt).is_none() => {
             (Text::Plain(String::new()), vec![chosen, rejected])
         }
-        _ => return Err(Reason::NonString),
+        _ => return Err(Reason::NonString.into()),
     };
     Ok(Told::pair(texts, false, margin))
 }
 
-fn ratings(row: &mut Row, on_tie: Tie, summarize: bool) -> Result<Told, Reason> {
-    let rating = |name| number_of(row, name)?.ok_or(Reason::BadNumber);
-    let (rating_a, rating_b) = (rating("conv_A_rating")?, rating("conv_B_rating")?);
-    let mut conversation = |name| parse_messages(row.remove(name).unwrap_or_default());
-    let (mut chosen, mut rejected) = (conversation("conv_A")?, conversation("conv_B")?);
+fn ratings(row: &mut Row, on_tie: Tie, summarize: bool) -> Result<Told, Refusal> {
+    let rating = |column| number_of(row, column)?.ok_or(Reason::BadNumber).in_column(column);
+    let (rating_a, rating_b) = (rating(Column::RatingA)?, rating(Column::RatingB)?);
+    let mut conversation = |column| messages_of(row.take(column)).in_column(column);
+    let (mut chosen, mut rejected) = (conversation(Column::ConversationA)?, conversation(Column::ConversationB)?);
     let margin = rating_a - rating_b;
     // Equality of the two ratings as written, so no tolerance.
     let tie = margin == 0.0;
     if tie && on_tie == Tie::Drop {
-        return Err(Reason::Tie);
+        return Err(Reason::Tie.into());
     }
     if margin < 0.0 {
         std::mem::swap(&mut chosen, &mut rejected);
@@ -240,33 +238,38 @@ fn ratings(row: &mut Row, on_tie: Tie, summarize: bool) -> Result<Told, Reason> 
     Ok(Told::pair(conversations(vec![chosen, rejected])?, tie, Some(margin.abs())))
 }
 
-fn ranking(row: &mut Row, on_tie: Tie) -> Result<Told, Reason> {
-    let Some(Value::Array(responses)) = row.remove("responses") else { return Err(Reason::NonString) };
+fn ranking(row: &mut Row, on_tie: Tie) -> Result<Told, Refusal> {
+    let responses = match row.take(Column::Responses) {
+        Cell::List(responses) => responses,
+        // Not one of them is a response.
+        Cell::Messages(messages) => vec![Cell::Other; messages.len().min(MOST_RESPONSES + 1)],
+        _ => return Err(Reason::NonString).in_column(Column::Responses),
+    };
     let count = responses.len();
     if !(2..=MOST_RESPONSES).contains(&count) {
-        return Err(Reason::ResponseCount);
+        return Err(Reason::ResponseCount.into());
     }
-    let prompt = text_of(row, "prompt")?;
-    let responses = responses.into_iter().map(Text::parse).collect::<Result<_, _>>()?;
-    let ratings = numbers_of(row, "ratings", count)?;
+    let prompt = text_of(row, Column::Prompt)?;
+    let responses = responses.into_iter().map(Text::of).collect::<Result<_, _>>().in_column(Column::Responses)?;
+    let ratings = numbers_of(row, Column::Ratings, count)?;
     // Rank 1 is the best.
-    let ranks = numbers_of(row, "ranks", count)?.map(|ranks| ranks.iter().map(|rank| -rank).collect::<Vec<_>>());
+    let ranks = numbers_of(row, Column::Ranks, count)?.map(|ranks| ranks.iter().map(|rank| -rank).collect::<Vec<_>>());
     let mut said = match (&ratings, &ranks) {
         (Some(ratings), _) => compare_all(ratings),
         (None, Some(ranks)) => compare_all(ranks).into_iter().map(|one| Said { margin: None, ..one }).collect(),
-        (None, None) => return Err(Reason::BadNumber),
+        (None, None) => return Err(Reason::BadNumber.into()),
     };
     let order = |one: &Said| (one.better, one.worse, one.tie);
     if ratings.is_some()
         && ranks
             .is_some_and(|ranks| said.iter().zip(&compare_all(&ranks)).any(|(one, other)| order(one) != order(other)))
     {
-        return Err(Reason::RankingDiffers);
+        return Err(Reason::RankingDiffers.into());
     }
     let texts = answer(prompt, responses)?;
     let all = said.len();
     said.retain(|one| !one.tie || on_tie == Tie::Keep);
-    if said.is_empty() { Err(Reason::Tie) } else { Ok(Told { texts, partial: said.len() < all, said }) }
+    if said.is_empty() { Err(Reason::Tie.into()) } else { Ok(Told { texts, partial: said.len() < all, said }) }
 }
 
 /// Every comparison of two scores, of which the higher one is better.
@@ -306,41 +309,38 @@ fn conversations(mut sides: Vec<Vec<Message>>) -> Result<Texts, Reason> {
     Ok((Text::Chat(prompt), responses))
 }
 
-fn score_difference(row: &Row) -> Result<Option<f64>, Reason> {
-    Ok(match (number_of(row, "chosen_score")?, number_of(row, "rejected_score")?) {
+fn score_difference(row: &Row) -> Result<Option<f64>, Refusal> {
+    Ok(match (number_of(row, Column::ChosenScore)?, number_of(row, Column::RejectedScore)?) {
         (Some(chosen), Some(rejected)) => Some(chosen - rejected),
         _ => None,
     })
 }
 
-fn text_of(row: &mut Row, name: &str) -> Result<Text, Reason> {
-    Text::parse(row.remove(name).unwrap_or_default())
+fn text_of(row: &mut Row, column: Column) -> Result<Text, Refusal> {
+    Text::of(row.take(column)).in_column(column)
 }
 
-fn string_of(row: &mut Row, name: &str) -> Option<String> {
-    match row.remove(name) {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
-    }
+fn string_of(row: &mut Row, column: Column) -> Option<String> {
+    if let Cell::Text(text) = row.take(column) { Some(text) } else { None }
 }
 
 /// A number of the row, nothing if the column is missing or null.
-fn number_of(row: &Row, name: &str) -> Result<Option<f64>, Reason> {
-    match row.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Number(number)) => number.as_f64().ok_or(Reason::BadNumber).map(Some),
-        Some(_) => Err(Reason::BadNumber),
+fn number_of(row: &Row, column: Column) -> Result<Option<f64>, Refusal> {
+    match row.get(column) {
+        None | Some(Cell::Null) => Ok(None),
+        Some(cell) => cell.number().ok_or(Reason::BadNumber).in_column(column).map(Some),
     }
 }
 
 /// A number for each response, nothing if the column is missing or null.
-fn numbers_of(row: &Row, name: &str, count: usize) -> Result<Option<Vec<f64>>, Reason> {
-    let numbers = match row.get(name) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Array(numbers)) if numbers.len() == count => numbers,
-        Some(_) => return Err(Reason::BadNumber),
+fn numbers_of(row: &Row, column: Column, count: usize) -> Result<Option<Vec<f64>>, Refusal> {
+    let numbers = match row.get(column) {
+        None | Some(Cell::Null) => return Ok(None),
+        Some(Cell::List(numbers)) if numbers.len() == count => numbers,
+        Some(_) => return Err(Reason::BadNumber).in_column(column),
     };
-    numbers.iter().map(|number| number.as_f64().ok_or(Reason::BadNumber)).collect::<Result<_, _>>().map(Some)
+    let numbers = numbers.iter().map(|number| number.number().ok_or(Reason::BadNumber));
+    numbers.collect::<Result<_, _>>().in_column(column).map(Some)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the loss of precision is wanted, an overflow is refused")]

@@ -1,25 +1,26 @@
 //! What a preparation found.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-use crate::pairs::Pairs;
+use crate::pairs::{Findings, by_reason};
 use crate::reason::{Reason, RowsByReason, enter};
 
-/// Rows and tokens of a store. `rows` equals `used` + `skipped` + the refused rows.
-#[derive(Debug, Default, Serialize)]
+/// Rows and tokens of a store, or of a part of one. `rows` equals `used` + `skipped` + the refused rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Rows seen.
     pub rows: u64,
     /// Groups stored.
     pub used: u64,
-    /// Usable rows left out: by the stride, or because they were never appended.
+    /// Usable rows left out: by the stride, or by offset and limit.
     pub skipped: u64,
     /// Rows not used.
+    #[serde(deserialize_with = "by_reason")]
     pub refused: RowsByReason,
     /// Rows used although they were seen before, or without their ties.
+    #[serde(deserialize_with = "by_reason")]
     pub noted: RowsByReason,
     /// Stored groups whose sides were swapped.
     pub flipped: u64,
@@ -37,69 +38,59 @@ pub struct Report {
     pub template_errors: BTreeMap<u64, String>,
 }
 
-/// Builds a report from readings and what became of their groups.
-#[derive(Debug, Default)]
-pub struct Reporter {
-    report: Report,
-    /// For each reading the first group that may still come.
-    readings: HashMap<u64, usize>,
-}
+impl Report {
+    /// Enter what a reader found. Its notes are kept apart: they count for rows that are stored.
+    pub fn enter(&mut self, findings: &Findings) {
+        self.rows += findings.rows;
+        self.skipped += findings.skipped;
+        extend(&mut self.refused, findings.refused.clone());
+    }
 
-impl Reporter {
-    /// Enter groups `start..start + count` of a reading, and the reading itself when it comes first.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for groups that do not exist, or that came before.
-    pub fn begin(&mut self, pairs: &Pairs, start: usize, count: usize) -> Result<()> {
-        let (total, end) = (pairs.records.len(), start.saturating_add(count));
-        let next = self.readings.get(&pairs.identity).copied();
-        if end > total || next.is_some_and(|next| start < next) {
-            let problem = format!("groups {start} to {end} of {total} do not exist or were appended before");
-            return Err(Error::Argument(problem));
+    /// Enter a refused row, and what the chat template said about it.
+    pub fn refuse(&mut self, row: u64, reason: Reason, message: Option<&str>) {
+        enter(&mut self.refused, reason, row);
+        if let Some(message) = message {
+            self.template_errors.insert(row, message.to_owned());
         }
-        self.readings.insert(pairs.identity, end);
-        let report = &mut self.report;
-        if next.is_none() {
-            report.rows += pairs.rows;
-            report.skipped += pairs.skipped + total as u64;
-            for (reason, rows) in &pairs.refused {
-                report.refused.entry(reason).or_default().extend(rows);
-            }
-        }
-        report.skipped -= count as u64;
-        Ok(())
     }
 
-    /// Enter a refused row.
-    pub fn refuse(&mut self, row: u64, reason: Reason) {
-        enter(&mut self.report.refused, reason, row);
-    }
-
-    /// Enter what the chat template said about a row.
-    pub fn template_error(&mut self, row: u64, message: &str) {
-        self.report.template_errors.insert(row, message.to_owned());
-    }
-
-    /// The report so far, to count what is stored.
-    pub fn counts(&mut self) -> &mut Report {
-        &mut self.report
-    }
-
-    /// The findings of a reading about a stored row.
-    pub fn note(&mut self, pairs: &Pairs, row: u64) {
-        for (reason, rows) in &pairs.noted {
+    /// Enter a reader's notes of a stored row.
+    pub fn note(&mut self, noted: &RowsByReason, row: u64) {
+        for (reason, rows) in noted {
             if rows.binary_search(&row).is_ok() {
-                self.report.noted.entry(reason).or_default().push(row);
+                self.noted.entry(reason).or_default().push(row);
             }
         }
     }
 
-    /// The report, rows ascending.
+    /// Add the report of the rows that come next.
+    pub fn add(&mut self, next: Self) {
+        self.rows += next.rows;
+        self.used += next.used;
+        self.skipped += next.skipped;
+        extend(&mut self.refused, next.refused);
+        extend(&mut self.noted, next.noted);
+        self.flipped += next.flipped;
+        self.comparisons += next.comparisons;
+        self.ties += next.ties;
+        self.tokens += next.tokens;
+        self.shared_tokens += next.shared_tokens;
+        self.max_tokens = self.max_tokens.max(next.max_tokens);
+        self.template_errors.extend(next.template_errors);
+    }
+
+    /// The report with rows ascending.
     #[must_use]
-    pub fn finish(mut self) -> Report {
-        for rows in self.report.refused.values_mut().chain(self.report.noted.values_mut()) {
+    pub fn sorted(mut self) -> Self {
+        for rows in self.refused.values_mut().chain(self.noted.values_mut()) {
             rows.sort_unstable();
         }
-        self.report
+        self
+    }
+}
+
+fn extend(rows: &mut RowsByReason, more: RowsByReason) {
+    for (reason, more) in more {
+        rows.entry(reason).or_default().extend(more);
     }
 }

@@ -1,8 +1,7 @@
 //! Texts and conversations.
 
-use serde_json::Value;
-
 use crate::reason::Reason;
+use crate::row::Cell;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +30,14 @@ pub enum Text {
 }
 
 impl Text {
-    /// Read a string or a list of messages.
+    /// A text or a list of messages.
     ///
     /// # Errors
     /// [`Reason::NonString`] for anything else.
-    pub fn parse(value: Value) -> Result<Self, Reason> {
-        match value {
-            Value::String(text) => Ok(Self::Plain(text)),
-            value => parse_messages(value).map(Self::Chat),
+    pub fn of(cell: Cell) -> Result<Self, Reason> {
+        match cell {
+            Cell::Text(text) => Ok(Self::Plain(text)),
+            cell => messages_of(cell).map(Self::Chat),
         }
     }
 
@@ -52,21 +51,12 @@ impl Text {
     }
 }
 
-/// Read a list of messages; keys other than role and content are passed over.
+/// A list of messages.
 ///
 /// # Errors
 /// [`Reason::NonString`] if it is none.
-pub fn parse_messages(value: Value) -> Result<Vec<Message>, Reason> {
-    let Value::Array(items) = value else { return Err(Reason::NonString) };
-    items.into_iter().map(parse_message).collect()
-}
-
-fn parse_message(value: Value) -> Result<Message, Reason> {
-    let Value::Object(mut fields) = value else { return Err(Reason::NonString) };
-    match (fields.remove("role"), fields.remove("content")) {
-        (Some(Value::String(role)), Some(Value::String(content))) => Ok(Message { role, content }),
-        _ => Err(Reason::NonString),
-    }
+pub fn messages_of(cell: Cell) -> Result<Vec<Message>, Reason> {
+    if let Cell::Messages(messages) = cell { Ok(messages) } else { Err(Reason::NonString) }
 }
 
 /// Whether a character is white space: Unicode's, and the four ASCII separators that Python counts too.

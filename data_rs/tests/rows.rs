@@ -3,15 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop")]
 
 use _data_rs::options::ReadOptions;
-use _data_rs::pairs::{PairReader, Pairs};
+use _data_rs::pairs::{Pairs, read_all};
 use _data_rs::read::Source;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn read(bytes: Vec<u8>) -> Option<Pairs> {
-    let mut reader = PairReader::open(Source::Bytes(bytes), ReadOptions::default()).ok()?;
-    while reader.read(7).ok()? {}
-    Some(reader.finish())
+    read_all(Source::Bytes(bytes), ReadOptions::default()).ok()
 }
 
 /// Every row is used, skipped or refused, once.

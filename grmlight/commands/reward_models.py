@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -11,6 +12,7 @@ from grmlight.convert import Format, convert
 from grmlight.data.files import write_json
 from grmlight.data.options import PrepareOptions
 from grmlight.data.prepare import prepare
+from grmlight.data.summary import describe_summary
 from grmlight.evaluation.benchmarks import BENCHMARKS
 from grmlight.evaluation.command import Destinations, evaluate_model
 from grmlight.evaluation.compare import TABLES, compare
@@ -63,9 +65,12 @@ def run_prepare(arguments: list[str]) -> None:
     parser.add_class_arguments(PrepareOptions)
     given = parser.parse_args(arguments)
     options = PrepareOptions(**{name: given[name] for name in PrepareOptions.__dataclass_fields__})
+    start = time.monotonic()
     found = prepare(given.file, given.tokenizer, options, given.out)
+    seconds = time.monotonic() - start
     write_json(given.out / "report.json", found.report)
     print(describe_report("prepared", {"source": given.file} | found.report))
+    print(describe_summary(found, seconds))
     print(f"store: {given.out}, report: {given.out / 'report.json'}")
 
 

@@ -8,3 +8,4 @@ from grmlight.data.loader import TrainingLoader as TrainingLoader
 from grmlight.data.options import PrepareOptions as PrepareOptions
 from grmlight.data.prepare import Prepared as Prepared
 from grmlight.data.prepare import prepare as prepare
+from grmlight.data.token_loader import TokenLoader as TokenLoader

@@ -32,18 +32,19 @@ class Layout:
         prefix: for each segment the segment of the prompt that it also sees, or -1 for a prompt.
         responses: the N segments that are responses, in order.
         table_S3: the same as a tensor on the CPU: start, end and prefix of each segment. Models hand it down to their
-            attention, and compilers need not look at its numbers.
+            attention, and compilers need not look at its numbers. Made from the others where it is not given.
     """
 
     bounds: tuple[int, ...]
     prefix: tuple[int, ...]
     responses: tuple[int, ...]
-    table_S3: Int[Tensor, "S 3"] = dataclasses.field(init=False, repr=False, compare=False)
+    table_S3: Int[Tensor, "S 3"] = dataclasses.field(default=None, repr=False, compare=False)  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
-        rows = list(zip(self.bounds, self.bounds[1:], self.prefix, strict=False))
-        table_S3 = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
-        object.__setattr__(self, "table_S3", table_S3)
+        if self.table_S3 is None:
+            rows = list(zip(self.bounds, self.bounds[1:], self.prefix, strict=False))
+            table_S3 = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
+            object.__setattr__(self, "table_S3", table_S3)
 
     @functools.cached_property
     def longest(self) -> int:
@@ -59,6 +60,9 @@ class Layout:
         starts, ends, prefix = zip(*table_S3.tolist(), strict=True)
         responses = tuple(segment for segment, seen in enumerate(prefix) if seen >= 0)
         return cls((*starts, ends[-1]), prefix, responses)
+
+
+_LAYOUT = frozenset({"bounds", "prefix", "responses", "table_S3"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +141,14 @@ class GroupBatch:
         cls, arrays: Mapping[str, np.ndarray], groups_in_step: int, step: int = 0, micro_batch: int = 0, packs: int = 1
     ) -> Self:
         """Wrap the arrays that `grmlight._data_rs.Store.pack` returns, without copying the tokens."""
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if name not in _LAYOUT}
         layout = Layout(
-            bounds=tuple(tensors.pop("bounds").tolist()),
-            prefix=tuple(tensors.pop("prefix").tolist()),
-            responses=tuple(tensors.pop("responses").tolist()),
+            bounds=tuple(arrays["bounds"].tolist()),
+            prefix=tuple(arrays["prefix"].tolist()),
+            responses=tuple(arrays["responses"].tolist()),
+            table_S3=torch.from_numpy(arrays["table_S3"]) if "table_S3" in arrays else None,  # pyright: ignore[reportArgumentType]
         )
+        count_G, group_C = arrays["count_G"].tolist(), arrays["group_C"].tolist()
         return cls(
             **tensors,
             layout=layout,
@@ -150,8 +156,8 @@ class GroupBatch:
             step=step,
             micro_batch=micro_batch,
             packs=packs,
-            repeated=not arrays["count_G"].any(),
-            paired=np.array_equal(arrays["group_C"], np.arange(len(arrays["count_G"]))),
+            repeated=not any(count_G),
+            paired=group_C == list(range(len(count_G))),
         )
 
     @property

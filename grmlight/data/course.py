@@ -89,7 +89,7 @@ class CourseLoader(TrainingLoader):
     def deals(self) -> Iterator[Deal]:
         """What the packs hold, phase by phase."""
         for step in range(self._steps, self.steps_per_epoch):
-            yield from self._shares(self._groups_at(step), step)
+            yield from self._own(self._deal(self._groups_at(step)), step)
 
     def _groups_at(self, step: int) -> np.ndarray:
         leg = self.course.at(step)

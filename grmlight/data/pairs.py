@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from grmlight._data_rs import read_pairs
 from grmlight.data.prepare import why_nothing
 from grmlight.data.render import Message
-from grmlight.data.source import as_json_lines, is_gzip
+from grmlight.data.source import pair_source
 from grmlight.data.texts import Response, TextGroup
 
 
@@ -33,38 +30,27 @@ class TextRow:
     comparisons: list[tuple[int, int]]
 
 
-def text_rows(source: str, scratch: Path) -> tuple[list[TextRow], dict[str, Any]]:
+def text_rows(source: str) -> tuple[list[TextRow], dict[str, Any]]:
     """All usable rows of a source, in its order, and what was found.
 
     Args:
         source: see `grmlight.data.source`.
-        scratch: a folder for a converted copy, which is removed again.
 
     Returns:
         The rows; and rows, used, comparisons, refused {reason: [row]} and noted {finding: [row]}.
 
     Errors: ValueError in one line for what cannot be found or read, or holds no usable row.
     """
-    with as_json_lines(source, scratch) as path:
-        pairs = read_pairs(path, {"name": source})
-        numbers = [pairs.row(index) for index in range(len(pairs))]
-        values = _values(Path(path), set(numbers))
+    pairs = read_pairs(pair_source(source), {"name": source})
     found = [
-        TextRow(row, pairs.id(index), as_group(*pairs.group(index)), better_and_worse(ratings_of(values[row])))
-        for index, row in enumerate(numbers)
+        TextRow(pairs.row(index), pairs.id(index), as_group(*pairs.group(index)), sorted(pairs.comparisons(index)))
+        for index in range(len(pairs))
     ]
     counted = {"rows": pairs.rows, "used": len(found), "comparisons": sum(len(each.comparisons) for each in found)}
     report = counted | {"refused": pairs.refused, "noted": pairs.noted}
     if not found:
         raise ValueError(f"{source}: {why_nothing(report)}")
     return found, report
-
-
-def _values(path: Path, numbers: set[int]) -> dict[int, dict[str, Any]]:
-    """The columns of rows that the reader took, by number."""
-    opener = gzip.open if is_gzip(path) else open
-    with opener(path, "rb") as file:
-        return {row: json.loads(line.decode("utf-8-sig")) for row, line in enumerate(file, 1) if row in numbers}
 
 
 def is_ranking(values: Mapping[str, Any]) -> bool:
@@ -122,17 +108,15 @@ class NumberedPair:
     rejected: str | list[Message]
 
 
-def numbered_pairs(source: str, scratch: Path) -> list[NumberedPair]:
+def numbered_pairs(source: str) -> list[NumberedPair]:
     """All usable pairs of a source, in its order.
 
     Args:
         source: see `grmlight.data.source`.
-        scratch: a folder for a converted copy, which is removed again.
 
     Errors: ValueError in one line for what cannot be found or read.
     """
-    with as_json_lines(source, scratch) as path:
-        found = read_pairs(path, {"name": source})
+    found = read_pairs(pair_source(source), {"name": source})
     pairs = []
     for index in range(len(found)):
         row, (prompt, responses) = found.row(index), found.group(index)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from grmlight._data_rs import read_pairs
 from grmlight.data.prepare import Prepared
-from grmlight.data.source import as_json_lines
+from grmlight.data.source import pair_source
 from grmlight.data.texts import PromptText
 
 
 def set_prompts(prepared: Prepared) -> list[PromptText]:
     """The prompt of each group of a store, in its order."""
-    with tempfile.TemporaryDirectory() as folder, as_json_lines(prepared.source, Path(folder)) as path:
-        found = read_pairs(path, {"name": prepared.source})
-        prompts = {found.row(index): found.group(index)[0] for index in range(len(found))}
+    found = read_pairs(pair_source(prepared.source), {"name": prepared.source})
+    prompts = {found.row(index): found.group(index)[0] for index in range(len(found))}
     texts = [prompts[entry["row"]] for entry in prepared.store.rows()]
     return [text if isinstance(text, str) else tuple(text) for text in texts]
 

@@ -1,4 +1,4 @@
-"""Where pairs come from: anything that can be named becomes a file of JSON lines that the Rust reader takes.
+"""Where pairs come from: anything that can be named becomes what the Rust reader takes.
 
 A source is a path (.jsonl, .jsonl.gz, .json lines, .parquet, a folder of parquet files, a folder written by
 `datasets.save_to_disk`), the name of a Hugging Face data set, `NAME[@CONFIG][:SPLIT]`, or the hub's address of parquet
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
@@ -41,9 +42,27 @@ def fingerprint(source: str) -> str:
     return digest.hexdigest()
 
 
+def pair_source(source: str) -> str | list[str] | pa.RecordBatchReader:
+    """What `read_pairs` takes for a source: a path of JSON lines, paths of Parquet files, or tables as they are read.
+
+    Errors: ValueError in one line for what cannot be found or is no data set.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix != ".parquet":
+        return str(path)
+    if files := _parquet_files(path):
+        return list(map(str, files))
+    table = _loaded(source)
+    parts = table.with_format("arrow").iter(batch_size=1000)
+    batches = (batch for part in parts for batch in part.to_batches())
+    return pa.RecordBatchReader.from_batches(table.features.arrow_schema, batches)
+
+
 @contextlib.contextmanager
 def as_json_lines(source: str, scratch: Path) -> Iterator[str]:
-    """A path of JSON lines (.gz allowed) for a source; converted into `scratch` and removed again where needed.
+    """A path of JSON lines (.gz allowed) for a source whose rows are no pairs, or not only.
+
+    Tables are converted into `scratch`, and the copy is removed again.
 
     Errors: ValueError in one line for what cannot be found or read.
     """
@@ -105,14 +124,15 @@ def _files(path: Path) -> list[Path]:
 
 
 def _batches(source: str) -> Iterator[list[dict[str, Any]]]:
-    path = Path(source)
-    if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
-        for file in [path] if path.is_file() else sorted(path.glob("*.parquet")):
-            yield from _parquet_batches(file)
+    if files := _parquet_files(Path(source)):
+        yield from itertools.chain.from_iterable(map(_parquet_batches, files))
         return
-    table = _load_disk(path) if path.is_dir() else _load_hub(source)
-    for batch in table.with_format("arrow").iter(batch_size=1000):
+    for batch in _loaded(source).with_format("arrow").iter(batch_size=1000):
         yield batch.to_pylist()
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.parquet"))
 
 
 def _parquet_batches(file: Path) -> Iterator[list[dict[str, Any]]]:
@@ -121,6 +141,11 @@ def _parquet_batches(file: Path) -> Iterator[list[dict[str, Any]]]:
             yield batch.to_pylist()
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read as parquet ({error})") from error
+
+
+def _loaded(source: str) -> Any:
+    path = Path(source)
+    return _load_disk(path) if path.is_dir() else _load_hub(source)
 
 
 def _load_disk(path: Path) -> Any:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from grmlight._data_rs import read_pairs
 from grmlight.data.files import remove, temporary_sibling
-from grmlight.data.source import as_json_lines, fingerprint
+from grmlight.data.source import fingerprint, pair_source
 
 TRAIN = "train:"
 END = "<|end|>"
@@ -52,7 +52,7 @@ def _train(source: str, size: int, target: Path) -> None:
         show_progress=False,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.train_from_iterator(_texts(source, target.parent), trainer)
+    tokenizer.train_from_iterator(_texts(source), trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
     wrapped.chat_template = CHAT_TEMPLATE
     temporary = temporary_sibling(target)
@@ -66,10 +66,9 @@ def _train(source: str, size: int, target: Path) -> None:
         remove(temporary)
 
 
-def _texts(source: str, scratch: Path) -> Iterator[str]:
+def _texts(source: str) -> Iterator[str]:
     """Every prompt and response of the usable pairs."""
-    with as_json_lines(source, scratch) as path:
-        pairs = read_pairs(path, {"name": source})
+    pairs = read_pairs(pair_source(source), {"name": source})
     for index in range(len(pairs)):
         prompt, responses = pairs.group(index)
         for text in (prompt, *responses):

@@ -24,6 +24,7 @@ class WorldData(PairDataModule):
         pairs_per_step: pairs of one optimizer step, over all devices and accumulated packs.
         eval_pairs: pairs of one evaluation step, over all devices.
         seed: seed of the training order.
+        tokens_per_pack: see `PairDataModule`.
     """
 
     def __init__(
@@ -33,12 +34,19 @@ class WorldData(PairDataModule):
         offset: int = 0,
         flip: float = 0.0,
         flip_seed: int = 0,
-        pairs_per_step: int = 16,
+        pairs_per_step: int | None = None,
         eval_pairs: int = 128,
         seed: int = 0,
+        tokens_per_pack: int | None = None,
     ) -> None:
         options = PrepareOptions(limit=pairs, offset=offset, flip=flip, flip_seed=flip_seed)
-        super().__init__(prepare=options, pairs_per_step=pairs_per_step, eval_pairs=eval_pairs, seed=seed)
+        super().__init__(
+            prepare=options,
+            pairs_per_step=pairs_per_step,
+            eval_pairs=eval_pairs,
+            seed=seed,
+            tokens_per_pack=tokens_per_pack,
+        )
         self.world = world
 
     def _prepare(self, stage: str | None) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
-from grmlight.data.files import cache_directory, write_whole
+from grmlight.data.files import write_whole
 from grmlight.data.pairs import NumberedPair, numbered_pairs
 from grmlight.data.source import fingerprint
 from grmlight.labeling.ask import Asker, Letter, Question
@@ -88,7 +88,7 @@ def label(source: str, out: Path, capabilities: dict[str, dict[str, str]], asker
         raise ValueError(f"{out}: cannot be written; name a file in a folder that exists")
     if out.exists() and Path(source).exists() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out}: is the source, or lies in it; name another file with --out")
-    pairs = numbered_pairs(source, cache_directory())
+    pairs = numbered_pairs(source)
     questions = [asked for pair in pairs for asked in _questions(pair, capabilities)]
     if not questions:
         raise ValueError(f"{source}: no pair has a category of the capabilities file ({', '.join(capabilities)})")

@@ -20,8 +20,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from grmlight._data_rs import Pairs, read_pairs
-from grmlight.data.files import cache_directory, write_json, write_whole
-from grmlight.data.source import as_json_lines, read_column
+from grmlight.data.files import write_json, write_whole
+from grmlight.data.source import pair_source, read_column
 from grmlight.data.texts import TextGroup
 from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.best_of_n.scores import score_groups
@@ -86,8 +86,7 @@ def relabel(source: str, out: Path, reward: GroupScorer, noise: float = 0.0, see
         raise ValueError(f"{out}: cannot be written; name a file in a folder that exists")
     if out.exists() and Path(source).exists() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out}: is the source, or lies in it; name another file with --out")
-    with as_json_lines(source, cache_directory()) as path:
-        pairs = read_pairs(path, {"name": source, "on_tie": "keep"})
+    pairs = read_pairs(pair_source(source), {"name": source, "on_tie": "keep"})
     ended = [read_column(source, name, bool) for name in _ENDED]
     groups = [_group(pairs, place, ended) for place in range(len(pairs))]
     rankings = [pairs.row(place) for place, group in enumerate(groups) if len(group.responses) != 2]

@@ -25,11 +25,16 @@ Aggregator = Literal["mean", "wco", "uwo", "sum"]
 
 
 class RewardError(ValueError):
-    """A reward that failed, in one line: its name, the prompt, and the cause."""
+    """A reward that failed, in one line: its name, the prompt, and the cause.
+
+    Attributes:
+        reason: the cause and the prompt.
+    """
 
     def __init__(self, name: str, group: TextGroup | None, cause: object) -> None:
         at = "" if group is None else f", at prompt {_text(group)[:60]!r}"
         what = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else cause
+        self.reason = f"{what}{at}"
         super().__init__(f"reward {name} failed{at} ({what}); mend it")
 
 

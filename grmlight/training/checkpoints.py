@@ -148,6 +148,13 @@ class Checkpoints(ModelCheckpoint):
             discard(Path(filepath))
 
 
+def keep_checkpoint(trainer: Trainer) -> None:
+    """Save this step, where the run keeps checkpoints: before an error that ends it."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints):
+            callback.keep(trainer)
+
+
 class PlainFiles(TorchCheckpointIO):
     """Reads and writes checkpoints where they lie; Lightning's own go through memory and the system's /tmp."""
 

@@ -137,6 +137,8 @@ def pack(groups: list[Group], counts: list[float]) -> dict[str, np.ndarray]:
             for index in range(max(start, 1), len(tokens)):
                 lists["source_L"].append(where[index - 1])
                 lists["target_L"].append(tokens[index])
+                if any(better == len(lists["last_N"]) - first for better, *_ in pair.comparisons()):
+                    lists["chosen_L"].append(len(lists["response_L"]))
                 lists["response_L"].append(len(lists["last_N"]))
             lists["last_N"].append(where[-1])
             lists["group_N"].append(place)
@@ -150,5 +152,7 @@ def pack(groups: list[Group], counts: list[float]) -> dict[str, np.ndarray]:
     names = (
         "input_ids_T positions_T bounds prefix responses last_N group_N source_L target_L response_L better_C worse_C"
     )
-    names = {*names.split(), "group_C", "row_C", *floats}
-    return {name: np.array(lists[name], np.float32 if name in floats else np.int64) for name in names}
+    names = {*names.split(), "chosen_L", "group_C", "row_C", *floats}
+    found = {name: np.array(lists[name], np.float32 if name in floats else np.int64) for name in names}
+    found["table_S3"] = np.stack([found["bounds"][:-1], found["bounds"][1:], found["prefix"]], axis=1)
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from grmlight._data_rs import Pairs, StoreWriter, read_pairs
+from grmlight._data_rs import Pairs, Preparation, read_pairs
 from tests.data import oracle
 
 SPECIAL = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -110,10 +110,31 @@ def render_all(pairs: Pairs) -> tuple[list[Any], list[list[int]]]:
     return [texts for texts, _ in rendered], [boundaries for _, boundaries in rendered]
 
 
-def write_store(directory: Path, pairs: Pairs, tokenizer: Tokenizer, chunk: int = 100, **options) -> dict[str, Any]:
-    """Write all groups in chunks; the report."""
-    writer = StoreWriter(str(directory), tokenizer.to_str(), options)
-    texts, boundaries = render_all(pairs)
-    for start in range(0, len(pairs), chunk):
-        writer.append(pairs, start, texts[start : start + chunk], boundaries[start : start + chunk])
-    return json.loads(writer.finish({"identity": "test"}))
+def as_callback(prompt: Any, responses: list[Any]) -> Any:
+    """`render`, as a preparation asks for it."""
+    texts, boundaries = render(prompt, responses)
+    return texts if isinstance(texts, str) else (texts, boundaries)
+
+
+def begin(directory: Path, source: Any, tokenizer: Tokenizer, window: int = 100, identity: str = "test", **options):
+    """A preparation; the options are those of reading and writing, and offset and limit."""
+    write = {name: options.pop(name) for name in WRITE_OPTIONS & options.keys()}
+    places = {name: options.pop(name) for name in ("offset", "limit") if name in options}
+    write |= {name: options[name] for name in ("on_bad_row",) if name in options}
+    settings = {"read": options, "write": write, "window": window} | places
+    return Preparation.begin(source, directory, identity, tokenizer.to_str(), settings)
+
+
+WRITE_OPTIONS = {"max_length", "on_overlong", "add_special_tokens", "append_token"}
+
+
+def write_store(directory: Path, source: Any, tokenizer: Tokenizer, window: int = 100, **options) -> dict[str, Any]:
+    """Prepare a source in windows; the report."""
+    preparation = begin(directory, source, tokenizer, window, **options)
+    assert preparation is not None
+    try:
+        while preparation.advance(as_callback):
+            pass
+        return json.loads(preparation.finish({"identity": "test"}))
+    finally:
+        preparation.close()

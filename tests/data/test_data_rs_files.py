@@ -3,12 +3,15 @@
 import gzip
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
+from grmlight import _data_rs
 from grmlight._data_rs import read_pairs
 from tests.data.rows import agree, assistant, content_of, lines, user
 from tests.data.test_data_rs_rows import TEXT
@@ -62,6 +65,39 @@ def test_hostile_lines():
     ]
     pairs, _ = agree(b"\n".join([lines(TEXT), *hostile]))
     assert pairs.refused == {"invalid_json": [2, 3, 5, 6], "bad_number": [11]}
+
+
+LONG_LINE = """
+import importlib.util, pathlib, re, sys
+spec = importlib.util.spec_from_file_location("_data_rs", sys.argv[2])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+def most():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text()).group(1))
+
+before = most()
+pairs = module.read_pairs(sys.argv[1], {})
+print(len(pairs), most() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from Linux")
+def test_lines_of_100_megabytes_take_little_more_than_one_of_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [json.dumps(TEXT)]
+    for part in ("{},", '0,[[0]],"a",'):
+        items = part * (33_000_000 // len(part)) + "0"
+        rows.append(
+            json.dumps(TEXT | {"prompt": part})[:-1] + f', "ratings": [{items}], "x": [{items}], "id": [{items}]}}'
+        )
+    path.write_bytes(lines(*rows))
+    found = subprocess.run(
+        [sys.executable, "-c", LONG_LINE, str(path), _data_rs.__file__], capture_output=True, text=True, check=True
+    )
+    usable, kilobytes = map(int, found.stdout.split())
+    assert usable == 3
+    assert 90_000 < kilobytes < 200_000
 
 
 def test_white_space_is_what_python_says():

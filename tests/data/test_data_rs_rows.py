@@ -199,8 +199,24 @@ def test_a_bad_row_is_refused_by_its_reason(row, reason):
     pairs, _ = agree(data)
     assert pairs.refused == {reason: [2]}
     assert [pairs.row(index) for index in range(len(pairs))] == [1, 3]
-    with pytest.raises(DataError, match=r"^rows\.jsonl:2: .*on_bad_row=drop$"):
+    with pytest.raises(DataError, match=r"^rows\.jsonl:2:(\d+:)? .*on_bad_row=drop$"):
         read_pairs(data, {"name": "rows.jsonl", "on_bad_row": "raise"})
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        (b'{"prompt": "p", "chosen": }', r"2:27: not a JSON object in UTF-8 \(expected value\);"),
+        (b'{"prompt": "\xc3\xa9\xff"}', r"2:15: not a JSON object in UTF-8 \(not UTF-8\);"),
+        (b'{"weight": NaN, "margin": -1e999}', "2:32: a number that is missing, not finite or out of range"),
+        (lines(TEXT | {"margin": "1"}), "2: a number that is missing, not finite or out of range in column margin;"),
+        (lines(TEXT | {"rejected": 1}), "2: a text, role or content that is no string in column rejected;"),
+        (lines(ranked(["a", 1], ratings=[1, 2])), "2: a text, .* in column responses;"),
+    ],
+)
+def test_where_a_row_is_broken_is_said(row, place):
+    with pytest.raises(DataError, match=rf"^rows\.jsonl:{place}"):
+        read_pairs(b"\n".join([lines(TEXT), row]), {"name": "rows.jsonl", "on_bad_row": "raise"})
 
 
 def test_repeated_pairs_follow_their_policies():

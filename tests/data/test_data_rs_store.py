@@ -1,4 +1,4 @@
-"""Stores and packs against the oracle; truncation, threads, damage, and leftovers of dead writers."""
+"""Stores and packs against the oracle; truncation, threads, and damage."""
 
 import hashlib
 import json
@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import grmlight
-from grmlight._data_rs import DataError, Store, StoreWriter, read_pairs
+from grmlight._data_rs import DataError, Preparation, Store
 from grmlight.data.batch import GroupBatch
 from tests.data import oracle_store
 from tests.data.rows import (
     agree,
+    as_callback,
     assistant,
+    begin,
     byte_level,
     content_of,
     lines,
@@ -115,8 +117,9 @@ def compare_pack(store, written, groups):
 def test_a_store_is_the_oracles(tmp_path, tokenizers, name, options):
     tokenizer = tokenizers[name]
     on_tie = "keep" if options else "drop"
-    pairs, reading = agree(make_rows(40), flip=0.3, flip_seed=2, on_duplicate="drop", on_tie=on_tie)
-    report = write_store(tmp_path / "store", pairs, tokenizer, chunk=17, **options)
+    reading_options = {"flip": 0.3, "flip_seed": 2, "on_duplicate": "drop", "on_tie": on_tie}
+    pairs, reading = agree(make_rows(40), **reading_options)
+    report = write_store(tmp_path / "store", make_rows(40), tokenizer, window=17, **options, **reading_options)
     texts, boundaries = render_all(pairs)
     compare(tmp_path / "store", oracle_store.write(reading, tokenizer, texts, boundaries, **options), report)
     assert report["used"] > 20
@@ -133,28 +136,28 @@ def test_tokens_tell_what_text_does_not(tmp_path, tokenizers):
         {"prompt": [user("q")], "chosen": "CAT", "rejected": "cat"},
         {"prompt": "a b", "chosen": "c", "rejected": "d"},
     ]
-    pairs, _ = agree(lines(*rows))
-    report = write_store(tmp_path / "store", pairs, tokenizers["unigram"])
+    report = write_store(tmp_path / "store", lines(*rows), tokenizers["unigram"])
     assert report["refused"] == {"identical": [1]}
-    writer = StoreWriter(str(tmp_path / "late"), tokenizers["byte_level"].to_str(), {})
-    writer.append(pairs, 1, [["a bc", "a bd"]], [[4, 4]])
-    report = json.loads(writer.finish({}))
+    late = begin(tmp_path / "late", lines(*rows), tokenizers["byte_level"], offset=1)
+    while late.advance(lambda *_: (["a bc", "a bd"], [4, 4])):
+        pass
+    report = json.loads(late.finish({}))
     assert report["refused"] == {"empty_response_tokens": [2]}
     assert report["skipped"] == 1
 
 
 def test_a_cut_prompt_can_make_responses_equal(tmp_path, tokenizers):
     tokenizer = tokenizers["byte_level"]
-    pairs, reading = agree(lines({"prompt": "p", "chosen": "a", "rejected": "b"}))
-    texts, boundaries = [["x0123456789yz", "w0123456789yz"]], [[12, 12]]
-    writer = StoreWriter(
-        str(tmp_path / "store"), tokenizer.to_str(), {"max_length": 4, "on_overlong": "truncate_prompt"}
-    )
-    writer.append(pairs, 0, texts, boundaries)
-    report = json.loads(writer.finish({}))
-    assert report["refused"] == {"identical_after_truncation": [1]}
+    data = lines({"prompt": "p", "chosen": "a", "rejected": "b"})
+    _, reading = agree(data)
+    texts, boundaries = ["x0123456789yz", "w0123456789yz"], [12, 12]
     options = {"max_length": 4, "on_overlong": "truncate_prompt"}
-    assert report == oracle_store.write(reading, tokenizer, texts, boundaries, **options).report
+    preparation = begin(tmp_path / "store", data, tokenizer, **options)
+    while preparation.advance(lambda *_: (texts, boundaries)):
+        pass
+    report = json.loads(preparation.finish({}))
+    assert report["refused"] == {"identical_after_truncation": [1]}
+    assert report == oracle_store.write(reading, tokenizer, [texts], [boundaries], **options).report
 
 
 @pytest.mark.parametrize(
@@ -168,37 +171,40 @@ def test_a_cut_prompt_can_make_responses_equal(tmp_path, tokenizers):
     ],
 )
 def test_asked_to_stop_it_names_row_and_way_out(tmp_path, tokenizers, options, message):
-    pairs = read_pairs(lines({"prompt": "a b c", "chosen": "d", "rejected": "e"}), {"name": "f"})
-    writer = StoreWriter(str(tmp_path / "store"), tokenizers["byte_level"].to_str(), options)
-    texts = ["no!"] if "on_bad_row" in options else [["a b c d", "a b c e"]]
+    data = lines({"prompt": "a b c", "chosen": "d", "rejected": "e"})
+    preparation = begin(tmp_path / "store", data, tokenizers["byte_level"], name="f", **options)
     with pytest.raises(DataError, match=message):
-        writer.append(pairs, 0, texts, [[0] * (len(texts[0]) if isinstance(texts[0], list) else 0)])
-    del writer
+        preparation.advance(lambda *_: "no!" if "on_bad_row" in options else (["a b c d", "a b c e"], [0, 0]))
+    with pytest.raises(DataError, match="was interrupted"):
+        preparation.advance(as_callback)
+    preparation.discard()
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_arguments_are_named(tmp_path, tokenizers):
     text = tokenizers["byte_level"].to_str()
-    pairs = read_pairs(lines({"prompt": "p", "chosen": "a", "rejected": "b"}), {})
-    writer = StoreWriter(str(tmp_path / "store"), text, {})
-    for start, texts, boundaries, message in [
-        (0, [["a", "b"]], [], "differ in length"),
-        (0, [["a", "b"]], [[0]], "a boundary for each"),
-        (0, [["a"]], [[0]], "1 texts for 2 responses"),
-        (1, [["a", "b"]], [[0, 0]], "do not exist"),
-    ]:
+    data = lines({"prompt": "p", "chosen": "a", "rejected": "b"})
+    for found, message in [((["a", "b"], [0]), "a boundary for each"), ((["a"], [0]), "1 texts for 2 responses")]:
+        preparation = begin(tmp_path / "store", data, tokenizers["byte_level"])
         with pytest.raises(ValueError, match=message):
-            writer.append(pairs, start, texts, boundaries)
+            preparation.advance(lambda *_, found=found: found)
+        preparation.close()
+    preparation = begin(tmp_path / "store", data, tokenizers["byte_level"])
     with pytest.raises(DataError, match="manifest entry report is the store's own"):
-        writer.finish({"report": 1})
-    with pytest.raises(DataError, match="is finished"):
-        writer.finish({})
-    with pytest.raises(DataError, match="tokenizer: "):
-        StoreWriter(str(tmp_path / "store"), "{}", {})
+        preparation.finish({"report": 1})
+    with pytest.raises(DataError, match="has ended"):
+        preparation.finish({})
+    for tokenizer, given_settings, message in [
+        ("{}", {}, "tokenizer: "),
+        (text, {"write": {"max_len": 3}}, "unknown field `max_len`"),
+        (text, {"windows": 3}, "unknown field `windows`"),
+        (text, {"read": {"stride": 0}}, "stride must be at least 1"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            Preparation.begin(data, tmp_path / "store", "test", tokenizer, given_settings)
     with pytest.raises(FileNotFoundError, match=r"none\.json: cannot be read"):
-        StoreWriter(str(tmp_path / "store"), str(tmp_path / "none.json"), {})
-    with pytest.raises(DataError, match="unknown field `max_len`"):
-        StoreWriter(str(tmp_path / "store"), text, {"max_len": 3})
+        Preparation.begin(data, tmp_path / "store", "test", str(tmp_path / "none.json"), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tokenizer_is_a_text_or_a_path_and_never_truncates(tmp_path, tokenizers):
@@ -208,9 +214,12 @@ def test_a_tokenizer_is_a_text_or_a_path_and_never_truncates(tmp_path, tokenizer
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    writer = StoreWriter(str(tmp_path / "store"), str(tmp_path / "tokenizer.json"), {})
-    writer.append(pairs, 0, *render_all(pairs))
-    compare(tmp_path / "store", written, json.loads(writer.finish({})))
+    preparation = Preparation.begin(
+        lambda: make_rows(3), str(tmp_path / "store"), "x", str(tmp_path / "tokenizer.json"), {}
+    )
+    while preparation.advance(as_callback):
+        pass
+    compare(tmp_path / "store", written, json.loads(preparation.finish({})))
 
 
 BARE = """
@@ -223,10 +232,9 @@ sys.modules["grmlight"] = package
 
 SCRIPT = """
 from tokenizers import Tokenizer
-from grmlight._data_rs import read_pairs
 from tests.data.rows import write_store
-source, tokenizer, target, chunk = sys.argv[1:]
-write_store(pathlib.Path(target), read_pairs(source, {"flip": 0.5}), Tokenizer.from_file(tokenizer), int(chunk))
+source, tokenizer, target, window = sys.argv[1:]
+write_store(pathlib.Path(target), source, Tokenizer.from_file(tokenizer), int(window), flip=0.5)
 """
 
 
@@ -234,13 +242,13 @@ def bare_python(script):
     return [sys.executable, "-c", BARE + script, grmlight.__path__[0]]
 
 
-def test_threads_and_chunks_do_not_change_a_byte(tmp_path, tokenizers):
+def test_threads_and_windows_do_not_change_a_byte(tmp_path, tokenizers):
     (tmp_path / "rows.jsonl").write_bytes(make_rows(100))
     tokenizers["byte_level"].save(str(tmp_path / "tokenizer.json"))
     contents = []
-    for threads, chunk in [("1", "7"), ("4", "1000")]:
+    for threads, window in [("1", "7"), ("4", "1000")]:
         target = tmp_path / f"store{threads}"
-        arguments = [str(tmp_path / "rows.jsonl"), str(tmp_path / "tokenizer.json"), str(target), chunk]
+        arguments = [str(tmp_path / "rows.jsonl"), str(tmp_path / "tokenizer.json"), str(target), window]
         environment = os.environ | {"RAYON_NUM_THREADS": threads}
         subprocess.run([*bare_python(SCRIPT), *arguments], env=environment, check=True, timeout=120)
         contents.append({path.name: path.read_bytes() for path in target.iterdir()})
@@ -250,8 +258,7 @@ def test_threads_and_chunks_do_not_change_a_byte(tmp_path, tokenizers):
 
 @pytest.fixture
 def stored(tmp_path, tokenizers):
-    pairs = read_pairs(make_rows(5), {})
-    write_store(tmp_path / "store", pairs, tokenizers["byte_level"])
+    write_store(tmp_path / "store", make_rows(5), tokenizers["byte_level"])
     return tmp_path / "store"
 
 
@@ -301,12 +308,11 @@ def test_packs_of_nothing_and_of_what_is_not_there(stored):
     assert store.pack(strided, np.ones(len(strided), np.float32))["count_G"].sum() == len(strided)
 
 
-def test_an_equal_store_stays_and_another_is_not_overwritten(stored, tokenizers):
-    before = (stored / "manifest.json").stat().st_mtime_ns
-    write_store(stored, read_pairs(make_rows(5), {}), tokenizers["byte_level"])
-    assert (stored / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="holds a store of other data, tokenizer or options; remove it or name another"):
-        write_store(stored, read_pairs(make_rows(6), {}), tokenizers["byte_level"])
+def test_a_store_that_is_there_stays(stored, tokenizers):
+    before = {path: path.read_bytes() for path in stored.iterdir()}
+    for rows, identity in [(5, "test"), (6, "other")]:
+        assert begin(stored, make_rows(rows), tokenizers["byte_level"], identity=identity) is None
+    assert {path: path.read_bytes() for path in stored.iterdir()} == before
     assert [path.name for path in stored.parent.iterdir()] == ["store"]
 
 
@@ -314,35 +320,25 @@ def test_a_place_that_is_taken(tmp_path, tokenizers):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "letter.txt").write_text("dear")
     with pytest.raises(DataError, match="exists and is no store"):
-        write_store(tmp_path / "store", read_pairs(make_rows(1), {}), tokenizers["byte_level"])
+        begin(tmp_path / "store", make_rows(1), tokenizers["byte_level"])
     assert (tmp_path / "store" / "letter.txt").read_text() == "dear"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-KILLED = """
-import os, signal
-from grmlight._data_rs import StoreWriter
-writer = StoreWriter(sys.argv[1], sys.argv[2], {})
-if len(sys.argv) > 3:
-    print("ready", flush=True)
-    sys.stdin.read()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_leftovers_of_the_dead_are_swept_and_the_living_left_alone(tmp_path, tokenizers):
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizers["byte_level"].save(str(tokenizer))
-    target = tmp_path / "place" / "store"
-    command = [*bare_python(KILLED), str(target), str(tokenizer)]
-    subprocess.run(command, check=False, timeout=60)
-    dead = list(target.parent.glob(".store.tmp-*"))
-    assert len(dead) == 2
-    with subprocess.Popen([*command, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
-        assert living.stdout.readline() == b"ready\n"
-        assert not any(path.exists() for path in dead)
-        write_store(target, read_pairs(make_rows(1), {}), tokenizers["byte_level"])
-        assert len(list(target.parent.glob(f".store.tmp-{living.pid}-*"))) == 2
-    assert len(Store(str(target))) > 0
+def test_a_place_that_is_taken_meanwhile(tmp_path, tokenizers):
+    preparation = begin(tmp_path / "store", make_rows(1), tokenizers["byte_level"])
+    while preparation.advance(as_callback):
+        pass
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "letter.txt").write_text("dear")
+    with pytest.raises(DataError, match="exists and is no store"):
+        preparation.finish({})
+    (tmp_path / "store" / "letter.txt").unlink()
+    # It was whole: it only has to be moved.
+    assert begin(tmp_path / "store", make_rows(1), tokenizers["byte_level"]) is None
+    assert len(Store(str(tmp_path / "store"))) > 0
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == sorted([*FILES, "manifest.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 STRANGE = st.text(st.sampled_from(list("aZ1 9\t\n\r'.,<|>éß\u0301\u200d\u00a0\u3000日本😀👩ﬁ\0")), max_size=30)
@@ -354,7 +350,7 @@ def test_any_text_is_encoded_like_in_python(tmp_path, tokenizers, prompt, chosen
     data = lines({"prompt": prompt, "chosen": "a" + chosen, "rejected": "b" + rejected})
     pairs, reading = agree(data)
     target = tmp_path / hashlib.sha256(data + name.encode()).hexdigest()
-    report = write_store(target, pairs, tokenizers[name], append_token=5)
+    report = write_store(target, data, tokenizers[name], append_token=5)
     written = oracle_store.write(reading, tokenizers[name], *render_all(pairs), append_token=5)
     compare(target, written, report)
 
@@ -366,7 +362,7 @@ def test_shared_files_go_through_whole(tmp_path, shared_data):
     for name in [*chats, "humanevalpack_a.jsonl.gz", "truthfulqa_test.jsonl.gz"]:
         options = {"max_length": 300, "on_overlong": "truncate_prompt" if name in chats else "drop"}
         pairs, reading = agree(str(shared_data / name), content_of(shared_data / name), flip=0.25)
-        report = write_store(tmp_path / name, pairs, tokenizer, **options)
+        report = write_store(tmp_path / name, str(shared_data / name), tokenizer, flip=0.25, **options)
         texts, boundaries = render_all(pairs)
         compare(tmp_path / name, oracle_store.write(reading, tokenizer, texts, boundaries, **options), report)
         assert report["rows"] == report["used"] + sum(map(len, report["refused"].values()))

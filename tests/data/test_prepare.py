@@ -1,8 +1,12 @@
 """From a source to a store: reuse, refusals, subsets, noise, and how text becomes tokens."""
 
-import gc
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -15,6 +19,8 @@ from transformers import AutoTokenizer
 
 from grmlight.data import GroupLoader, PrepareOptions, prepare
 from tests.data.rows import assistant, user
+
+prepare_module = sys.modules["grmlight.data.prepare"]
 
 ROWS = [{"prompt": f"why {i}?", "chosen": f"so {i}", "rejected": f"not {i}"} for i in range(60)]
 CHAT = {
@@ -148,8 +154,6 @@ def test_what_cannot_be_prepared_is_said_and_leaves_nothing(rows, options, messa
     with pytest.raises(ValueError, match=message) as caught:
         prepare(source, str(byte_tokenizer), PrepareOptions(**options))
     said = str(caught.value)
-    del caught  # its traceback keeps the writer alive
-    gc.collect()
     assert "bad.jsonl" in said
     assert "\n" not in said
     assert list(cache.iterdir()) == []
@@ -390,3 +394,61 @@ def test_soft_labels_and_dropped_ties_are_accounted_for(byte_tokenizer, tmp_path
     assert found.report["noted"] == {"tie": [3]}
     assert (found.report["used"], found.report["comparisons"], found.report["ties"]) == (3, 4, 1)
     assert arrays(found.store)["label_C"].tolist() == [0.5, 0.75, 1.0, 1.0]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_store_is_the_same_whoever_renders_and_encodes(byte_tokenizer, tmp_path, monkeypatch, capsys):
+    """Transformers and the tokenizers package, or the extension."""
+    system = {"prompt": [{"role": "system", "content": "be kind"}, user("why é?")], "chosen": " so\n", "rejected": "no"}
+    source = write(tmp_path / "pairs.jsonl", [*ROWS, CHAT, system])
+    template = tmp_path / "strict.jinja"
+    head = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    usual = AutoTokenizer.from_pretrained(byte_tokenizer).chat_template
+    settings = prepare_module._settings
+    for number, text in enumerate([usual, head + usual, "{{ strftime_now('%Y')[:0] }}" + usual]):
+        template.write_text(text)
+        found = []
+        for left_out in ({}, {"careful": True}, {"chat": None}):
+            with monkeypatch.context() as patch:
+                patch.setattr(prepare_module, "_settings", lambda *given, changed=left_out: settings(*given) | changed)
+                folder = tmp_path / f"store{number}{list(left_out)}"
+                prepare(source, str(byte_tokenizer), PrepareOptions(chat_template=str(template)), folder)
+            found.append(contents(folder))
+        assert found[0] == found[1] == found[2]
+        assert ("rendered by transformers" in capsys.readouterr().err) == (number == 2)
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_goes_on_where_it_was(byte_tokenizer, tmp_path, monkeypatch):
+    source = tmp_path / "pairs.jsonl"
+    row = json.dumps({"prompt": "why " * 100, "chosen": "so 12345", "rejected": "no 12345"})
+    source.write_text("".join(row.replace("12345", str(number)) + "\n" for number in range(60_000)))
+    command = [sys.executable, "-m", "grmlight", "prepare", str(source), "--tokenizer", str(byte_tokenizer), "--out"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "store")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process in the background is begun with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
+        while not (journals := list(tmp_path.glob(".store.partial-*/journal"))) or not journals[0].stat().st_size:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said
+    assert not (tmp_path / "store").exists()
+    done = subprocess.run([*command, str(tmp_path / "store")], capture_output=True, text=True, check=True)
+    assert re.search(r"going on at row \d*001 of an interrupted preparation", done.stderr)
+    whole = prepare(str(source), str(byte_tokenizer), PrepareOptions(), tmp_path / "whole")
+    (tmp_path / "store" / "report.json").unlink()
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    for part in ("60000 pairs,", "sharing prompts saves", "prompt", "chosen", "rejected", "rows/s"):
+        assert part in done.stdout
+    assert whole.rows == 60_000
+    assert prepare(str(source), str(byte_tokenizer), PrepareOptions(), tmp_path / "whole").rows == 0

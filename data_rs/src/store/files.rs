@@ -1,7 +1,7 @@
 //! Files that are hashed while they are written, and mapped and verified when they are read.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -25,6 +25,44 @@ impl HashedFile {
         Ok(Self { path, file: BufWriter::with_capacity(1 << 18, file), hasher: Box::default(), bytes: 0 })
     }
 
+    /// Go on with one that was written up to here. Nothing if it is not what the entry says.
+    pub fn resume(path: PathBuf, entry: &FileEntry) -> Result<Option<Self>> {
+        let failed = |error| cannot_write(&path, error);
+        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed)?,
+        };
+        let mut hasher = Box::<Xxh3>::default();
+        let mut block = vec![0; 1 << 18];
+        let mut rest = (&mut file).take(entry.bytes);
+        let mut bytes = 0;
+        loop {
+            let read = rest.read(&mut block).map_err(failed)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(block.get(..read).unwrap_or_default());
+            bytes += read as u64;
+        }
+        if bytes != entry.bytes || digits(hasher.digest()) != entry.xxh3 {
+            return Ok(None);
+        }
+        file.set_len(bytes).map_err(failed)?;
+        Ok(Some(Self { file: BufWriter::with_capacity(1 << 18, file), path, hasher, bytes }))
+    }
+
+    /// All of it, once flushed.
+    pub fn read_back(&self) -> Result<Vec<u8>> {
+        fs::read(&self.path)
+            .map_err(|error| Error::io(self.path.display(), "cannot be read; check its permissions", error))
+    }
+
+    /// Hand what was written to the system. Its length and checksum so far.
+    pub fn flush(&mut self) -> Result<FileEntry> {
+        self.file.flush().map_err(|error| cannot_write(&self.path, error))?;
+        Ok(FileEntry { bytes: self.bytes, xxh3: digits(self.hasher.digest()) })
+    }
+
     /// Append bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.hasher.update(bytes);
@@ -34,10 +72,14 @@ impl HashedFile {
 
     /// Bring it to the disk.
     pub fn finish(mut self) -> Result<FileEntry> {
-        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        synced.map_err(|error| cannot_write(&self.path, error))?;
-        Ok(FileEntry { bytes: self.bytes, xxh3: format!("{:016x}", self.hasher.digest()) })
+        let entry = self.flush()?;
+        self.file.get_ref().sync_all().map_err(|error| cannot_write(&self.path, error))?;
+        Ok(entry)
     }
+}
+
+fn digits(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 /// Wrap a failure to write.
@@ -70,7 +112,7 @@ pub fn map_verified(path: &Path, entry: &FileEntry) -> Result<Mmap> {
         let problem = format!("is cut off or grown: it has {} bytes, its manifest says {}", map.len(), entry.bytes);
         return Err(broken(path, problem));
     }
-    if format!("{:016x}", xxh3_64(&map)) != entry.xxh3 {
+    if digits(xxh3_64(&map)) != entry.xxh3 {
         return Err(broken(path, "was changed: its checksum is not the manifest's"));
     }
     Ok(map)

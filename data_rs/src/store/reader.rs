@@ -28,6 +28,19 @@ pub struct RowInfo {
     pub flipped: bool,
 }
 
+/// Lengths in tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// What each group's first response follows.
+    pub prompt: Vec<i64>,
+    /// The scored tokens of each comparison's better response.
+    pub better: Vec<i64>,
+    /// Of its worse one.
+    pub worse: Vec<i64>,
+    /// All responses with their prompts, as they would be without sharing.
+    pub unshared: u64,
+}
+
 /// A prepared data set, mapped into memory.
 #[derive(Debug)]
 pub struct Store {
@@ -60,7 +73,7 @@ impl Store {
             map_verified(&directory.join(name), entry)
         };
         let store = Self {
-            directory: directory.to_owned(),
+            directory: std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()),
             counts: checked.counts,
             tokens: open(TOKENS)?,
             segments: open(SEGMENTS)?,
@@ -72,6 +85,12 @@ impl Store {
         };
         store.verify()?;
         Ok(store)
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The manifest's text.
@@ -94,16 +113,41 @@ impl Store {
         (0..self.groups()).map(|group| (place(group + 1) - place(group)) as i64).collect()
     }
 
+    /// How long things are.
+    #[must_use]
+    #[allow(clippy::cast_possible_wrap, reason = "bounded by the length of a file")]
+    pub fn lengths(&self) -> Lengths {
+        let mut found = Lengths::default();
+        for group in 0..self.groups() {
+            let starts: Vec<usize> = self.starts_of(group).collect();
+            let segments: Vec<usize> = self.segments_of(group).map(|segment| segment.len() / 4).collect();
+            let (shared, own) = segments.split_first().map_or((0, &[][..]), |(first, rest)| (*first, rest));
+            let whole = |index: usize| shared + own.get(index).copied().unwrap_or(0);
+            let start = |index: usize| starts.get(index).copied().unwrap_or(0);
+            let scored = |index: u32| usize::try_from(index).map_or(0, |index| (whole(index) - start(index)) as i64);
+            found.prompt.push(start(0) as i64);
+            found.unshared += (0..own.len()).map(whole).sum::<usize>() as u64;
+            for comparison in self.comparisons_of(group) {
+                found.better.push(scored(comparison.better));
+                found.worse.push(scored(comparison.worse));
+            }
+        }
+        found
+    }
+
     /// Where each group came from.
     ///
     /// # Errors
     /// [`Error::Store`] for a line that is no such record.
     pub fn rows(&self) -> Result<Vec<RowInfo>> {
+        self.parse_rows().collect()
+    }
+
+    fn parse_rows(&self) -> impl Iterator<Item = Result<RowInfo>> {
         let lines = self.rows.split_inclusive(|&byte| byte == b'\n');
-        let parse = |(number, line): (usize, &[u8])| {
+        lines.enumerate().map(|(number, line)| {
             serde_json::from_slice(line).map_err(|_| self.broken(ROWS, format!("line {} is no row", number + 1)))
-        };
-        lines.enumerate().map(parse).collect()
+        })
     }
 
     /// The prompt of a group, then its responses without it.
@@ -175,7 +219,8 @@ impl Store {
             }
         }
         (0..self.groups()).try_for_each(|group| self.verify_group(group))?;
-        if self.rows()?.len() != self.groups() {
+        // Counted without being kept: there may be more of them than one wants in memory.
+        if self.parse_rows().try_fold(0, |count, row| row.map(|_| count + 1))? != self.groups() {
             return Err(self.broken(ROWS, "does not have a line for each group"));
         }
         Ok(())

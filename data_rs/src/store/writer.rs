@@ -1,30 +1,43 @@
-//! Write a store.
+//! Write a store, window by window.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::files::HashedFile;
-use super::manifest::{COMPARISONS, Counts, GROUPS, MANIFEST, ROWS, SCHEMA, SEGMENTS, STARTS, TOKENS};
+use super::journal::{ENTERED, Entry, Journal};
+use super::manifest::{COMPARISONS, Counts, FileEntry, GROUPS, MANIFEST, ROWS, SCHEMA, SEGMENTS, STARTS, TOKENS};
 use super::place::Workplace;
-use crate::encode::{Encoder, Group, Rendered};
+use crate::encode::Group;
 use crate::error::{Error, Result};
-use crate::options::{BadRow, Overlong, WriteOptions};
-use crate::pairs::Pairs;
-use crate::reason::Reason;
+use crate::pairs::Position;
 use crate::record::{Comparison, Record};
-use crate::report::Reporter;
+use crate::report::Report;
 
 /// Builds a store; nothing is at its place before [`StoreWriter::finish`].
 pub struct StoreWriter {
-    encoder: Encoder,
-    tokenizer_hash: String,
     files: Files,
+    journal: Journal,
     counts: Counts,
-    reporter: Reporter,
+    /// Of all windows that were committed.
+    total: Report,
+    /// Of the window in work.
+    window: Report,
+    careful: bool,
     place: Workplace,
+}
+
+/// How far an interrupted builder came.
+#[derive(Debug)]
+pub struct Progress {
+    /// Groups that came from the reader, stored or not.
+    pub groups: u64,
+    /// Where the reader stood.
+    pub reader: Position,
+    /// The hashes that it had entered.
+    pub entered: Vec<u128>,
 }
 
 struct Files {
@@ -34,6 +47,40 @@ struct Files {
     starts: HashedFile,
     comparisons: HashedFile,
     rows: HashedFile,
+    /// No part of the store: what the reader remembers, 16 bytes each.
+    entered: HashedFile,
+}
+
+impl Files {
+    fn open(mut open: impl FnMut(&'static str) -> Result<Option<HashedFile>>) -> Result<Option<Self>> {
+        let [Some(tokens), Some(segments), Some(groups), Some(starts), Some(comparisons), Some(rows)] =
+            [open(TOKENS)?, open(SEGMENTS)?, open(GROUPS)?, open(STARTS)?, open(COMPARISONS)?, open(ROWS)?]
+        else {
+            return Ok(None);
+        };
+        let Some(entered) = open(ENTERED)? else { return Ok(None) };
+        Ok(Some(Self { tokens, segments, groups, starts, comparisons, rows, entered }))
+    }
+
+    fn flush(&mut self) -> Result<BTreeMap<String, FileEntry>> {
+        let all = [
+            (TOKENS, &mut self.tokens),
+            (SEGMENTS, &mut self.segments),
+            (GROUPS, &mut self.groups),
+            (STARTS, &mut self.starts),
+            (COMPARISONS, &mut self.comparisons),
+            (ROWS, &mut self.rows),
+            (ENTERED, &mut self.entered),
+        ];
+        all.into_iter().map(|(name, file)| Ok((name.to_owned(), file.flush()?))).collect()
+    }
+
+    fn finish(self) -> Result<()> {
+        for file in [self.tokens, self.segments, self.groups, self.starts, self.comparisons, self.rows] {
+            file.finish()?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Serialize)]
@@ -46,118 +93,58 @@ struct RowLine<'a> {
 }
 
 impl StoreWriter {
-    /// Start a store.
+    /// Start a store, or go on with the one that an interrupted builder of the same identity left.
+    /// Nothing if another builder is at work, or the store is there already. `careful` is kept with a store that is
+    /// begun: who goes on with it is as careful.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] for a text that is no tokenizer.json, [`Error::Io`] where nothing can be written.
-    pub fn create(directory: impl Into<PathBuf>, tokenizer_json: &str, options: WriteOptions) -> Result<Self> {
-        let encoder = Encoder::new(tokenizer_json, options)?;
-        let tokenizer_hash = format!("{:032x}", xxh3_128(tokenizer_json.as_bytes()));
-        let place = Workplace::create(&directory.into())?;
-        let create = |name: &str| HashedFile::create(place.folder().join(name));
-        let mut files = Files {
-            tokens: create(TOKENS)?,
-            segments: create(SEGMENTS)?,
-            groups: create(GROUPS)?,
-            starts: create(STARTS)?,
-            comparisons: create(COMPARISONS)?,
-            rows: create(ROWS)?,
-        };
+    /// [`Error::Taken`] if something else is at the target, [`Error::Io`] where nothing can be written.
+    pub fn begin(target: &Path, identity: &str, careful: bool) -> Result<Option<(Self, Option<Progress>)>> {
+        let Some(mut place) = Workplace::claim(target, identity)? else { return Ok(None) };
+        if let Some((journal, entry)) = Journal::resume(place.folder())?
+            && let Some(files) = Files::open(|name| match entry.files.get(name) {
+                Some(known) => HashedFile::resume(place.folder().join(name), known),
+                None => Ok(None),
+            })?
+        {
+            let entered = files.entered.read_back()?;
+            let entered = entered.as_chunks().0.iter().map(|bytes| u128::from_le_bytes(*bytes)).collect();
+            let progress = Progress { groups: entry.groups, reader: entry.reader, entered };
+            let (counts, total, window, careful) = (entry.counts, entry.report, Report::default(), entry.careful);
+            return Ok(Some((Self { files, journal, counts, total, window, careful, place }, Some(progress))));
+        }
+        place.clear()?;
+        let files = Files::open(|name| HashedFile::create(place.folder().join(name)).map(Some))?;
+        let Some(mut files) = files else { return Ok(None) };
         files.segments.write(&0u64.to_le_bytes())?;
         files.groups.write(&[0; 16])?;
-        let (counts, reporter) = (Counts::default(), Reporter::default());
-        Ok(Self { encoder, tokenizer_hash, files, counts, reporter, place })
+        let journal = Journal::create(place.folder())?;
+        let (counts, total, window) = (Counts::default(), Report::default(), Report::default());
+        Ok(Some((Self { files, journal, counts, total, window, careful, place }, None)))
     }
 
-    /// Announce groups `start..start + count` of `pairs`, which come next by [`StoreWriter::append`].
+    /// Whether it must be written without fast ways.
+    #[must_use]
+    pub fn careful(&self) -> bool {
+        self.careful
+    }
+
+    /// The report of the window in work.
+    pub fn report(&mut self) -> &mut Report {
+        &mut self.window
+    }
+
+    /// The report of all windows that were committed.
+    #[must_use]
+    pub fn total(&self) -> &Report {
+        &self.total
+    }
+
+    /// Store a group.
     ///
     /// # Errors
-    /// [`Error::Argument`] for groups that do not exist, or that came before.
-    pub fn begin(&mut self, pairs: &Pairs, start: usize, count: usize) -> Result<()> {
-        self.reporter.begin(pairs, start, count)
-    }
-
-    /// Encode and store groups of `pairs` from `start` on, as announced.
-    ///
-    /// # Errors
-    /// [`Error::Row`] where the options ask to stop, [`Error::Argument`] for a wrong number of texts.
-    pub fn append(&mut self, pairs: &Pairs, start: usize, groups: &[Rendered]) -> Result<()> {
-        let records = pairs.records.get(start..).unwrap_or_default();
-        if records.len() < groups.len() {
-            return Err(Error::Argument("more texts than groups".into()));
-        }
-        for (record, rendered) in records.iter().zip(groups) {
-            if let Ok(texts) = rendered
-                && texts.len() != record.responses.len()
-            {
-                let (row, responses) = (record.row, record.responses.len());
-                let problem = format!("row {row}: {} texts for {responses} responses", texts.len());
-                return Err(Error::Argument(problem));
-            }
-        }
-        let encoded = self.encoder.encode(groups)?;
-        for ((record, rendered), group) in records.iter().zip(groups).zip(encoded) {
-            match group {
-                Ok(group) => self.store(pairs, record, &group)?,
-                Err(reason) => self.refuse(pairs, record.row, reason, rendered.as_ref().err())?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Write the manifest with these entries added, and move the store to its place. The report as JSON.
-    ///
-    /// # Errors
-    /// [`Error::Taken`] if something else is there, [`Error::Argument`] for an entry that would hide one of the store's.
-    pub fn finish(self, entries: Map<String, Value>) -> Result<String> {
-        let Self { encoder, tokenizer_hash, files, counts, reporter, mut place } = self;
-        let finished = [
-            (TOKENS, files.tokens.finish()?),
-            (SEGMENTS, files.segments.finish()?),
-            (GROUPS, files.groups.finish()?),
-            (STARTS, files.starts.finish()?),
-            (COMPARISONS, files.comparisons.finish()?),
-            (ROWS, files.rows.finish()?),
-        ];
-        let listed: Map<String, Value> =
-            finished.iter().map(|(name, entry)| ((*name).to_owned(), json!(entry))).collect();
-        let report = json!(reporter.finish());
-        let encoding = json!({"options": encoder.options(), "tokenizer_xxh3": tokenizer_hash});
-        let own = json!({"schema": SCHEMA, "counts": counts, "encoding": encoding, "files": listed, "report": report});
-        let mut manifest = entries;
-        if let Value::Object(own) = own {
-            for (name, value) in own {
-                if manifest.insert(name.clone(), value).is_some() {
-                    return Err(Error::Argument(format!("manifest entry {name} is the store's own; use another name")));
-                }
-            }
-        }
-        let text = format!("{}\n", Value::Object(manifest));
-        let mut file = HashedFile::create(place.folder().join(MANIFEST))?;
-        file.write(text.as_bytes())?;
-        file.finish()?;
-        place.publish(&text)?;
-        Ok(report.to_string())
-    }
-
-    fn refuse(&mut self, pairs: &Pairs, row: u64, reason: Reason, message: Option<&String>) -> Result<()> {
-        let options = self.encoder.options();
-        let stop = match reason {
-            Reason::OverLength => options.on_overlong == Overlong::Raise,
-            _ => options.on_bad_row == BadRow::Raise,
-        };
-        if stop {
-            let detail = message.map(|message| format!(" ({message})")).unwrap_or_default();
-            return Err(Error::Row { name: pairs.name.clone(), row, reason, detail });
-        }
-        self.reporter.refuse(row, reason);
-        if let Some(message) = message {
-            self.reporter.template_error(row, message);
-        }
-        Ok(())
-    }
-
-    fn store(&mut self, pairs: &Pairs, record: &Record, group: &Group) -> Result<()> {
+    /// [`Error::Io`] where nothing can be written.
+    pub fn store(&mut self, record: &Record, group: &Group) -> Result<()> {
         let longest = group.responses.iter().map(|response| response.tokens.len()).max().unwrap_or(0);
         let before = self.counts.tokens;
         if let Some(first) = group.responses.first() {
@@ -173,8 +160,7 @@ impl StoreWriter {
         self.files.groups.write(&(self.counts.groups + self.counts.responses).to_le_bytes())?;
         self.files.groups.write(&self.counts.comparisons.to_le_bytes())?;
         self.store_row(record)?;
-        self.reporter.note(pairs, record.row);
-        let report = self.reporter.counts();
+        let report = &mut self.window;
         report.used += 1;
         report.flipped += u64::from(record.flipped);
         report.comparisons += record.comparisons.len() as u64;
@@ -183,6 +169,53 @@ impl StoreWriter {
         report.shared_tokens += group.shared as u64;
         report.max_tokens = report.max_tokens.max(longest as u64);
         Ok(())
+    }
+
+    /// End a window: whoever is interrupted from now on need not do it again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where nothing can be written.
+    pub fn commit(&mut self, groups: u64, reader: Position, entered: &[u128]) -> Result<()> {
+        for hash in entered {
+            self.files.entered.write(&hash.to_le_bytes())?;
+        }
+        let report = std::mem::take(&mut self.window);
+        let entry =
+            Entry { files: self.files.flush()?, counts: self.counts, groups, careful: self.careful, reader, report };
+        self.journal.write(&entry)?;
+        self.place.keep(true);
+        self.total.add(entry.report);
+        Ok(())
+    }
+
+    /// Write the manifest with these entries added, and move the store to its place. The report as JSON.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] if something else is there, [`Error::Argument`] for an entry that would hide one of the store's.
+    pub fn finish(mut self, entries: Map<String, Value>) -> Result<String> {
+        let report = json!(self.total.sorted());
+        let mut files = self.files.flush()?;
+        files.remove(ENTERED);
+        let own = json!({"schema": SCHEMA, "counts": self.counts, "files": files, "report": report});
+        let mut manifest = entries;
+        if let Value::Object(own) = own {
+            for (name, value) in own {
+                if manifest.insert(name.clone(), value).is_some() {
+                    return Err(Error::Argument(format!("manifest entry {name} is the store's own; use another name")));
+                }
+            }
+        }
+        self.files.finish()?;
+        let mut file = HashedFile::create(self.place.folder().join(MANIFEST))?;
+        file.write(format!("{}\n", Value::Object(manifest)).as_bytes())?;
+        file.finish()?;
+        self.place.publish()?;
+        Ok(report.to_string())
+    }
+
+    /// Remove everything.
+    pub fn discard(mut self) {
+        self.place.keep(false);
     }
 
     fn store_segment(&mut self, tokens: &[i32]) -> Result<()> {

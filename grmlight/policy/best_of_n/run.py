@@ -37,11 +37,13 @@ class Result:
         notes: what was read, sampled and left out, in lines.
         points: of all curves; none without rewards.
         report: the same counts as plain values.
+        scores: the score matrix, a row a prompt: the rewards in their order, then the gold.
     """
 
     notes: list[str]
     points: list[CurvePoint]
     report: dict[str, Any]
+    scores: list[PromptScores]
 
     def describe(self) -> str:
         """For a terminal."""
@@ -74,7 +76,7 @@ def _run(job: BestOfN, specs: dict[str, str], identities: dict[str, str], prompt
     report = counts(job, pool, rows, filled, matrix, list(specs), time.perf_counter() - began)
     points = _curves(job, rows, matrix, report)
     report |= _data_sets(job, pool, prompts, matrix)
-    result = Result(describe(job, report), points, report)
+    result = Result(describe(job, report), points, report, matrix)
     _write(job.out, result)
     return result
 

@@ -112,8 +112,13 @@ class Constraints(Mixer):
     def update(self, reward_to_go: Mapping[str, float]) -> dict[str, float]:
         """One step of every multiplier, with warnings by name.
 
-        Errors: ValueError that names a reward that is not finite.
+        Errors: ValueError that names a reward that is not finite; no multiplier has moved then.
         """
+        for name in self.multipliers:
+            if not math.isfinite(value := reward_to_go[name]):
+                raise ValueError(
+                    f"constraints: reward {name!r} is {value} on the mean of a batch; its multiplier would be lost"
+                )
         self.values = {name: value for name, value in reward_to_go.items() if name != KL}
         if self.searched and not self.thresholds:
             self.thresholds = dict(self.values)
@@ -123,10 +128,6 @@ class Constraints(Mixer):
             if (multiplier := self.multipliers.get(name)) is None:
                 continue
             value = reward_to_go[name]
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"constraints: reward {name!r} is {value} on the mean of a batch; its multiplier would be lost"
-                )
             multiplier.update(value, threshold)
             figures |= {f"{name}_multiplier": multiplier.value, f"{name}_squashed": multiplier.squashed}
             self._watch(name, value)
@@ -186,8 +187,11 @@ class Constraints(Mixer):
         slack = multiplier.slack(value, threshold)
         self._saturations[name].note(slack)
         violation = abs(slack) if multiplier.bound == "equal" else max(-slack, 0.0)
-        warning = self._saturations[name].watch(multiplier.squashed, violation, threshold, value)
-        if warning:
+        warnings = [self._saturations[name].watch(multiplier.squashed, violation, threshold, value)]
+        # A search moves thresholds before they are met, and tells of each in its vertices.
+        if not self.searched:
+            warnings.append(self._saturations[name].missed(multiplier.squashed, multiplier.bound == "equal"))
+        for warning in filter(None, warnings):
             _warn(warning)
 
 

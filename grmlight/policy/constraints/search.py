@@ -9,12 +9,14 @@ Notable decisions:
 - What is measured at a vertex is the policy whose weights are kept: both are those of the start of one iteration.
 - The evaluation is asked for the answers to training prompts that the run has sampled anyway; no prompt that is held
   out is touched.
+- Once every further point is near a measured one the run stops: nothing of what it would learn is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +39,9 @@ from grmlight.policy.online.experience import Experience
 from grmlight.policy.online.module import OnlineModule
 from grmlight.policy.ranks import AllRanks
 from grmlight.policy.rewards import open_reward
+from grmlight.training.checkpoints import keep_checkpoint
+
+logger = logging.getLogger(__name__)
 
 _REUSES = 100
 """Points in a row that need no run, after which the simplex counts as shrunk to a point."""
@@ -72,8 +77,9 @@ class ThresholdSearch(Callback):
 
     At each vertex the run goes on with the policy as it is, under `Constraints(variant="xi")`, until every reward is
     near its threshold or a share of the run is spent; then the evaluation of that policy is asked. Points near a
-    measured one are not run again. At the end the policy of the best vertex is put back, and its thresholds are written
-    to `thresholds.yaml` in the run's directory, beside `vertices.jsonl`.
+    measured one are not run again; when no other are left, the search has converged and the run stops. At the end the
+    policy of the best vertex is put back, and its thresholds are written to `thresholds.yaml` in the run's directory,
+    beside `vertices.jsonl`.
 
     Args:
         evaluation: the reward that is asked, as `rewards` of the module are named: a folder, a run or a class path.
@@ -128,6 +134,7 @@ class ThresholdSearch(Callback):
         self._seen = module.iterations
         if self._search is not None:
             mixing.move(self._aim())
+        trainer.should_stop = trainer.should_stop or self._converged
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the weights of a policy that is about to be measured."""
@@ -137,16 +144,24 @@ class ThresholdSearch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure, or see whether it is time to."""
+        """Measure, or see whether it is time to.
+
+        Errors: ValueError for rewards without a side and an evaluation without a number; a checkpoint is there.
+        """
         module, mixing = _parts(pl_module)
         if module.iterations == self._seen or self._converged:
             return
         self._seen = module.iterations
         assert module.experience is not None
-        if self._search is None:
-            self._begin(module.experience, mixing)
         if self._measuring:
-            self._measure(trainer, module.experience, mixing)
+            try:
+                if self._search is None:
+                    self._begin(module.experience, mixing)
+                self._measure(trainer, module.experience, mixing)
+            except ValueError:
+                keep_checkpoint(trainer)
+                raise
+            trainer.should_stop = trainer.should_stop or self._converged
             return
         self._iterations += 1
         self._reached = self._near(mixing.values, mixing.thresholds)
@@ -163,12 +178,19 @@ class ThresholdSearch(Callback):
         best = max(self.vertices, key=lambda vertex: vertex.evaluation)
         if (directory := run_directory(trainer)) is not None and trainer.is_global_zero:
             origin = {"method": "nelder-mead", "evaluation": self.evaluation, "best": dataclasses.asdict(best)}
-            counts = {"vertices": len(self.vertices), "queries": self.queries}
+            counts = {"vertices": len(self.vertices), "queries": self.queries, "converged": self._converged}
             write_thresholds(directory / "thresholds.yaml", best.thresholds, origin | counts)
+        ended = "it converged" if self._converged else "the run is over before it converged"
         rank_zero_info(
-            f"threshold search: back to the policy of vertex {self.vertices.index(best)} of {len(self.vertices)}, "
-            f"evaluation {best.evaluation:.4g}, {self.queries} queries"
+            f"threshold search: {ended}; back to the policy of vertex {self.vertices.index(best)} of "
+            f"{len(self.vertices)}, evaluation {best.evaluation:.4g}, {self.queries} queries"
         )
+        if trainer.is_global_zero and not best.reached and (missed := self._missed(best)):
+            logger.warning(
+                "threshold search: the best vertex did not reach its thresholds (%s); what was measured is that "
+                "policy, not those thresholds: raise multipliers.lr or share, or let it run longer",
+                missed,
+            )
 
     @property
     def _converged(self) -> bool:
@@ -243,11 +265,17 @@ class ThresholdSearch(Callback):
         return dict(zip(self._names, point, strict=True))
 
     def _near(self, first: Mapping[str, float], second: Mapping[str, float]) -> bool:
-        return all(abs(first[name] - second[name]) <= self.tolerance * self._sides[name] for name in self._names)
+        return all(abs(value - second[name]) <= self.tolerance * self._sides[name] for name, value in first.items())
 
     def _known(self, point: Point) -> Vertex | None:
         """The vertex measured near a point."""
         return next((each for each in self.vertices if self._near(each.thresholds, self._named(point))), None)
+
+    def _missed(self, vertex: Vertex) -> str:
+        """The rewards that were not near their thresholds, both numbers beside them."""
+        asked, found = vertex.thresholds, vertex.values
+        far = [name for name in self._names if not self._near({name: asked[name]}, {name: found[name]})]
+        return ", ".join(f"{name} {found[name]:.4g} for {asked[name]:.4g}" for name in far)
 
     def _limit(self, trainer: Trainer, module: OnlineModule) -> int:
         """Iterations that a vertex may take.

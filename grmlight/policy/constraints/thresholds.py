@@ -36,7 +36,7 @@ def read_thresholds(given: str | Path | Mapping[str, float]) -> dict[str, float]
 
 def write_thresholds(path: Path, thresholds: Mapping[str, float], origin: Mapping[str, Any]) -> None:
     """Write thresholds and what is known of their origin, whole or not at all."""
-    head = "# Thresholds of constrained PPO, written by grmlight proxy-points; read by configs/ppo-constrained.yaml.\n"
+    head = "# Thresholds of constrained PPO (docs/constrained.md); read by configs/ppo-constrained.yaml.\n"
     write_whole(path, head + yaml.safe_dump({"thresholds": dict(thresholds), **origin}, sort_keys=False))
 
 

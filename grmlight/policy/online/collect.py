@@ -17,7 +17,7 @@ from grmlight.evaluation.group_scorer import GroupScorer
 from grmlight.policy.online.buffer import Kept, RolloutFiles
 from grmlight.policy.online.experience import groups_of
 from grmlight.policy.ranks import AllRanks
-from grmlight.policy.rewards import checked_scores
+from grmlight.policy.rewards import RewardError, checked_scores
 from grmlight.policy.rollouts import Answer, PromptText, Rollout, Rollouts
 from grmlight.policy.sampler import Sampler, SamplingOptions
 
@@ -162,7 +162,11 @@ def score(
     for name, scorer in rewards.items():
 
         def values(scorer: GroupScorer = scorer) -> Tensor:
-            return torch.tensor([value for row in checked_scores(scorer, groups) for value in row], dtype=torch.float64)
+            try:
+                scores = checked_scores(scorer, groups)
+            except RewardError as error:
+                raise ValueError(error.reason) from error
+            return torch.tensor([value for row in scores for value in row], dtype=torch.float64)
 
         values_N = torch.zeros(len(group_N), dtype=torch.float64)
         try:

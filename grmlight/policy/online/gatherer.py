@@ -141,9 +141,10 @@ class Gatherer(Learner):
         kl_N = experience.kl_N
         limit = math.inf if self.kl.limit is None else self.kl.limit
         if not kl_N.isfinite().all() or kl_N.mean() > limit:
-            counts = f"{int((~kl_N.isfinite()).sum())} of {len(kl_N)} answers not finite"
-            if math.isfinite(limit):
-                counts += f", {int((kl_N > limit).sum())} above kl.limit {limit:g}"
+            found = {"not finite": ~kl_N.isfinite(), f"above kl.limit {limit:g}": kl_N.isfinite() & (kl_N > limit)}
+            counts = ", ".join(
+                f"{int(bad_N.sum())} of {len(kl_N)} answers {what}" for what, bad_N in found.items() if bad_N.any()
+            )
             raise ValueError(
                 f"{where}: the KL to the reference exploded: {kl_N.mean():.4g} nats an answer, {counts}; lower the "
                 "learning rate or raise kl.coefficient, and go on from an earlier checkpoint"

@@ -98,19 +98,21 @@ class Learner(GroupModule):
             reshard(self.model)
         return [*self._ranks_now.add_up(found)]
 
-    def _learn(self, experience: Experience, told: Streams) -> dict[str, float]:
-        """All optimizer steps on an iteration's answers; returns the mixer's figures."""
-        figures: dict[str, float] = {}
-        if self.mixing is not None:
-            known_N = experience.known_N
-            returned = {name: values_N[known_N].mean().item() for name, values_N in told.returned_N.items()}
-            figures = {f"mixing_{name}": value for name, value in self.mixing.update(returned).items()}
+    def _update_mixing(self, experience: Experience, told: Streams) -> dict[str, float]:
+        """Tell the mixer what the answers returned; its figures."""
+        if self.mixing is None:
+            return {}
+        known_N = experience.known_N
+        returned = {name: values_N[known_N].mean().item() for name, values_N in told.returned_N.items()}
+        return {f"mixing_{name}": value for name, value in self.mixing.update(returned).items()}
+
+    def _learn(self, experience: Experience, told: Streams) -> None:
+        """All optimizer steps on an iteration's answers."""
         packer = self._packer(experience.rollouts)
         for epoch in range(self.update.epochs):
             seed = mixed_seed(self.seed, self.iterations, 2 + epoch)
             for prompts in minibatches(len(experience.rollouts), self.update.minibatches, seed):
                 self._step(experience, told, packer, prompts.tolist())
-        return figures
 
     def _step(self, experience: Experience, told: Streams, packer: Packer, prompts: Sequence[int]) -> None:
         """One optimizer step on the answers to some prompts. One without any reward leaves everything as it is."""

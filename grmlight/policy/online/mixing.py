@@ -62,6 +62,9 @@ class Mixer(ABC):
         Args:
             reward_to_go: for each name, `KL` included, the mean over the iteration's answers that have all rewards of
                 the sum of its rewards from the first token on, discounted by gamma. The critic is not in it.
+
+        Errors: a ValueError, raised before anything of the mixer changes, ends the run with a checkpoint of the step
+        before.
         """
         return {}
 

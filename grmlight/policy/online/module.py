@@ -49,7 +49,7 @@ from grmlight.policy.online.options import Shaping, Update
 from grmlight.policy.online.sharing import Guest
 from grmlight.policy.rewards import Aggregator, RewardSource, check_aggregator, combine, open_rewards
 from grmlight.policy.sampler import Sampler, SamplingOptions
-from grmlight.training.checkpoints import Checkpoints
+from grmlight.training.checkpoints import keep_checkpoint
 from grmlight.training.description import DESCRIPTION, check_frozen, describe
 from grmlight.training.seeding import mixed_seed
 from grmlight.training.sharding import check_trainer
@@ -263,13 +263,14 @@ class OnlineModule(Gatherer):
             with self._memory_errors():
                 experience, watched, seconds = self.collect(batch)
                 self.check_experience(experience)
+            told = self._streams(experience)
+            mixed = self._update_mixing(experience, told)
         except ValueError as error:
             self._fatal = error
             return
-        told = self._streams(experience)
         combined_N = None if self.mixing else combine(experience.rewards, self.aggregator, self.variance_weight)
-        figures = rollout_figures(experience, watched, told, self.controller.coefficient, combined_N)
-        figures |= self._learn(experience, told)
+        figures = rollout_figures(experience, watched, told, self.controller.coefficient, combined_N) | mixed
+        self._learn(experience, told)
         self.controller.update(experience.kl_N.mean().item())
         self.experience = experience
         self.iterations += 1
@@ -288,9 +289,7 @@ class OnlineModule(Gatherer):
         Errors: ValueError if it could not be learned from; a checkpoint of the step before it is there.
         """
         if self._fatal is not None:
-            for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-                if isinstance(callback, Checkpoints):
-                    callback.keep(self.trainer)
+            keep_checkpoint(self.trainer)
             raise self._fatal
         self._loops = self._loops_now()
         self.meter.clock.start()

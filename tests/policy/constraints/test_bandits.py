@@ -1,5 +1,6 @@
 """Two-armed bandits: every multiplier drives its reward to its threshold, from both sides, and lets go when it may."""
 
+import json
 import logging
 import math
 
@@ -132,6 +133,46 @@ def test_a_threshold_out_of_reach_saturates_and_is_warned_of_by_name(variant, th
     assert all("the multiplier of reward 'good' is saturated" in warning for warning in warnings)
     assert "its threshold seems out of reach" in warnings[-1]
     assert f"its threshold {threshold:g};" in warnings[-1]
+
+
+@pytest.mark.parametrize(("variant", "threshold"), [("mu", 0.9), ("xi", 0.9), ("xi", 0.1), ("all", 0.1)])
+def test_a_threshold_that_is_never_met_is_warned_of_by_name_while_there_is_room(variant, threshold, caplog):
+    """The violation is small and the multiplier slow, so it is nowhere near saturation; the other is met."""
+    descent, patience = Descent(lr=0.001), Patience(0.98, 12)
+    mixer = Constraints({"good": threshold, "fine": 0.5}, variant, multipliers=descent, patience=patience)
+    bandit = Bandit({"good": [0.0, 1.0], "fine": [0.5, 0.5]}, mixer, lr=0.01)
+    with caplog.at_level(logging.WARNING):
+        bandit.run(11)
+        assert not caplog.records
+        bandit.run(29)
+    assert abs(bandit.mixer.multipliers["good"].squashed) < 0.9
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "the threshold of reward 'good' was never met, and in the last 12 updates" in warning
+
+
+@pytest.mark.parametrize(("variant", "met"), [("mu", 1.01), ("xi", 1.01), ("xi", 1.0), ("all", 0.99)])
+def test_a_threshold_that_was_met_once_is_not_called_never_met(variant, met, caplog):
+    mixer = Constraints({"a": 1.0}, variant, patience=Patience(0.98, 12))
+    missed = {"a": 2.0 if variant == "all" else 0.0}
+    for values in ([missed] * 6, [{"a": met}], [missed] * 11):
+        for each in values:
+            mixer.update(each)
+    restored = Constraints({"a": 1.0}, variant, patience=Patience(0.98, 12))
+    restored.load_state_dict(json.loads(json.dumps(mixer.state_dict())))
+    with caplog.at_level(logging.WARNING):
+        restored.update(missed)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("noise", "step", "said"), [(0.1, 0.0, True), (0.9, 0.0, False), (0.1, 0.05, False)])
+def test_a_miss_must_exceed_its_noise_and_not_shrink(noise, step, said, caplog):
+    """Each number is below the threshold 0; their mean is known only as well as they differ from each other."""
+    mixer = Constraints({"a": 0.0}, "mu", patience=Patience(0.98, 4))
+    misses = [-0.2 if turn % 4 else -0.2 - 10 * noise for turn in range(4)] if noise > 0.5 else None
+    with caplog.at_level(logging.WARNING):
+        for turn in range(4):
+            mixer.update({"a": misses[turn] if misses else -0.6 + noise * (-1) ** turn + step * turn})
+    assert ("'a' was never met" in caplog.text) == said
 
 
 def test_a_threshold_that_the_paper_s_formula_cannot_hold_is_held():

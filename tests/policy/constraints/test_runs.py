@@ -98,6 +98,47 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path):
         torch.testing.assert_close(weights(resumed)[name], weight, rtol=0, atol=0)
 
 
+class Refusing(Constraints):
+    """Refuses one iteration's rewards, as it does those that are no number."""
+
+    def __init__(self, at):
+        super().__init__({"odd": 0.8}, "xi")
+        self.at, self.calls = at, 0
+
+    def update(self, reward_to_go):
+        self.calls += 1
+        if self.calls == self.at:
+            reward_to_go = dict(reward_to_go, odd=float("nan"))
+        return super().update(reward_to_go)
+
+
+def test_an_iteration_that_the_constraints_refuse_is_done_again(tmp_path):
+    """The step before it is kept, whatever the interval; the run then goes on as if nothing had been."""
+
+    def options():
+        keep = Checkpoints(tmp_path, save_last=True, every_n_train_steps=1000)
+        return {"callbacks": [keep], "enable_checkpointing": True, "update": {"epochs": 2}}
+
+    whole, _ = run(constraints(), 5, update={"epochs": 2})
+    with pytest.raises(ValueError, match="reward 'odd' is nan"):
+        run(Refusing(3), 5, **options())
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 4
+    resumed, _ = run(constraints(), 5, ckpt_path=str(tmp_path / "last.ckpt"), **options())
+    assert resumed.iterations == 5
+    assert resumed.mixing.state_dict() == whole.mixing.state_dict()
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], weight, rtol=0, atol=0)
+
+
+def test_rewards_that_are_refused_move_no_multiplier():
+    mixing = Constraints({"a": 0.5, "b": 0.5}, "xi")
+    before = mixing.state_dict()
+    with pytest.raises(ValueError, match="reward 'b' is nan"):
+        mixing.update({"a": 3.0, "b": float("nan"), "kl": 0.0})
+    assert (mixing.state_dict(), mixing.values) == (before, {})
+
+
 def test_a_run_is_logged_drawn_and_read_for_proxy_points(tmp_path):
     logger = CSVLogger(tmp_path, "run")
     run(constraints(odd=0.7), 5, [ConstraintCurves()], logger=logger)

@@ -1,6 +1,8 @@
 """The search for thresholds in one run of the real module."""
 
 import json
+import logging
+import math
 
 import pytest
 import torch
@@ -136,17 +138,75 @@ def test_a_stopped_search_goes_on_as_if_it_had_not(whole, tmp_path):
             torch.testing.assert_close(weight, weights(trained)[name], rtol=0, atol=0)
 
 
-def test_a_search_that_is_over_keeps_its_thresholds_when_it_goes_on(tmp_path):
-    """With sides this near all of the simplex is known from its first vertex."""
+def test_a_search_that_converged_ends_the_run(tmp_path):
+    """With sides this near all of the simplex is known from its first vertex; nothing is left to do, resumed or not."""
     options = {"enable_checkpointing": True, "rewards": (odd, low), "lr": 1e-2}
+    Hump.asked = 0
     whole, found = Constraints(variant="xi"), search(tolerance=5)
-    run(whole, 6, [found], rewards=(odd, low), lr=1e-2)
+    trained, _ = run(whole, 6, [found, keeping(tmp_path)], logger=CSVLogger(tmp_path, "run"), **options)
     assert found._converged
-    run(Constraints(variant="xi"), 6, [search(tolerance=5), keeping(tmp_path)], stop_after=2, **options)
+    assert trained.iterations == 1
+    assert yaml.safe_load((tmp_path / "run" / "version_0" / "thresholds.yaml").read_text())["converged"]
     again = Constraints(variant="xi")
-    run(again, 6, [search(tolerance=5), keeping(tmp_path)], ckpt_path=str(tmp_path / "last.ckpt"), **options)
+    newest = str(tmp_path / "last.ckpt")
+    resumed, _ = run(again, 6, [search(tolerance=5), keeping(tmp_path)], ckpt_path=newest, **options)
+    assert resumed.iterations == 1
     assert again.thresholds == whole.thresholds == found.vertices[0].thresholds
     assert again.state_dict() == whole.state_dict()
+    assert Hump.asked == SAMPLES
+    for name, weight in weights(resumed).items():
+        torch.testing.assert_close(weight, weights(trained)[name], rtol=0, atol=0)
+
+
+def test_a_search_whose_best_vertex_missed_its_thresholds_says_so(caplog):
+    """A policy that does not move stays where it began, and the first vertex is the only one that is reached."""
+    options = {"rewards": (odd, low), "lr": 1e-30}
+    with caplog.at_level(logging.WARNING, "grmlight"):
+        run(Constraints(variant="xi"), 16, [found := search(evaluation=f"{__name__}.Later", tolerance=0.01)], **options)
+    best = max(found.vertices, key=lambda vertex: vertex.evaluation)
+    [text] = [record.getMessage() for record in caplog.records if "best vertex" in record.getMessage()]
+    assert f"odd {best.values['odd']:.4g} for {best.thresholds['odd']:.4g}" in text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "grmlight"):
+        run(Constraints(variant="xi"), 1, [search()], **options)
+    assert "best vertex" not in caplog.text
+
+
+class Later:
+    """An evaluation that is better whenever it is asked."""
+
+    name = "later"
+
+    def __init__(self):
+        self.calls = 0
+
+    def score(self, groups):
+        self.calls += 1
+        return [[float(self.calls)] * len(group.responses) for group in groups]
+
+
+class Lost(Hump):
+    """An evaluation that has no number once it has been asked twice."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def score(self, groups):
+        self.calls += 1
+        found = super().score(groups)
+        return found if self.calls != 3 else [[math.nan] * len(group.responses) for group in groups]
+
+
+def test_an_evaluation_that_is_lost_leaves_a_checkpoint(tmp_path):
+    options = {"enable_checkpointing": True, **OPTIONS}
+    keep = Checkpoints(tmp_path, save_last=True, every_n_train_steps=1000)
+    with pytest.raises(ValueError, match="Lost gave no finite number for 32 answers"):
+        run(Constraints(variant="xi"), 32, [search(evaluation=f"{__name__}.Lost"), keep], **options)
+    again = search()
+    keep = Checkpoints(tmp_path, save_last=True, every_n_train_steps=1000)
+    run(Constraints(variant="xi"), 32, [again, keep], ckpt_path=str(tmp_path / "last.ckpt"), **options)
+    assert len(again.vertices) > 2
+    assert again.queries == SAMPLES * (len(again.vertices) + 1)
 
 
 def keeping(folder):

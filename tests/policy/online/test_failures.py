@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ class Fails:
     ("failure", "words"),
     [
         (RuntimeError("the endpoint is gone"), r"reward 'fails' failed \(RuntimeError: the endpoint is gone\)"),
-        (math.nan, r"iteration 2: none of its 24 answers has a finite reward \(fails\)"),
+        (math.nan, r"iteration 2: none of its 24 answers has a finite reward \(finite: fails 0\)"),
     ],
 )
 def test_a_reward_that_fails_leaves_a_checkpoint_and_its_answers(failure, words, tmp_path):
@@ -192,4 +193,7 @@ def test_a_folder_with_other_weights_is_another_reward(tmp_path):
     assert identity(str(tmp_path)) == before
     (tmp_path / "model.safetensors").write_text("the second one")
     assert identity(str(tmp_path)) != before
-    assert identity(digits) == "tests.policy.online.parts.digits" == identity("tests.policy.online.parts.digits")
+    path = "tests.policy.online.parts.digits"
+    assert identity(digits) == path
+    # The code, too: a function that was mended is another one.
+    assert re.fullmatch(rf"{path} [0-9a-f]{{64}}", identity(path))

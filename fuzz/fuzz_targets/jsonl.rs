@@ -44,7 +44,9 @@ fuzz_target!(|input: (u8, Vec<u8>)| {
         assert!(record.responses.len() >= 2 && !record.comparisons.is_empty());
         for comparison in &record.comparisons {
             assert!((comparison.better.max(comparison.worse) as usize) < record.responses.len());
-            assert!(comparison.margin.is_finite() && comparison.weight >= 0.0 && (0.0..=1.0).contains(&comparison.label));
+            assert!(
+                comparison.margin.is_finite() && comparison.weight >= 0.0 && (0.0..=1.0).contains(&comparison.label)
+            );
         }
     }
 });

@@ -35,13 +35,33 @@ static SOUND: LazyLock<[Vec<u8>; 6]> = LazyLock::new(|| {
 #[derive(arbitrary::Arbitrary, Debug)]
 enum Change {
     /// The bytes from a place on are others.
-    Bytes { file: u8, place: u8, bytes: Vec<u8> },
+    Bytes {
+        file: u8,
+        place: u8,
+        bytes: Vec<u8>,
+    },
     /// A number of a file of numbers is another.
-    Number { file: u8, place: u8, number: i8 },
-    Cut { file: u8, length: u8 },
-    Longer { file: u8, bytes: Vec<u8> },
-    Count { name: u8, number: u64 },
-    Manifest { place: u16, bytes: Vec<u8> },
+    Number {
+        file: u8,
+        place: u8,
+        number: i8,
+    },
+    Cut {
+        file: u8,
+        length: u8,
+    },
+    Longer {
+        file: u8,
+        bytes: Vec<u8>,
+    },
+    Count {
+        name: u8,
+        number: u64,
+    },
+    Manifest {
+        place: u16,
+        bytes: Vec<u8>,
+    },
 }
 
 fuzz_target!(|input: (Vec<Change>, bool)| {

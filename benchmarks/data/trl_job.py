@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
-from trl import RewardConfig, RewardTrainer
-from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from benchmarks.data.jobs import BATCH
 from benchmarks.data.material import MOST
@@ -37,6 +37,7 @@ def prepared(pairs: str, tokenizer: Any, folder: Path) -> Dataset:
     config = RewardConfig(output_dir=str(folder / "run"), max_length=MOST, report_to="none", use_cpu=True, bf16=False)
     # The method reads nothing of a trainer, which would need a model.
     data = RewardTrainer._prepare_dataset(SimpleNamespace(), rows, tokenizer, config, "train")  # pyright: ignore
+    assert isinstance(data, Dataset)
     return data.select_columns(["chosen_ids", "rejected_ids"])
 
 

@@ -56,6 +56,7 @@ def test_the_composition_gives_our_batches(tmp_path, monkeypatch):
     assert theirs.responses() == [each for batch in GroupLoader(store, 8) for each in ours_job.responses(batch)]
 
 
+@pytest.mark.slow
 def test_pipelines(tmp_path, installed):
     rows = pipeline.pipeline_rows(tmp_path, 40, 20, 2)
     rows += pipeline.composition_rows(tmp_path, ("the engine",), 40, 1)
@@ -80,6 +81,7 @@ def test_an_engine_that_cannot_be_had_is_not_measured(monkeypatch, capsys):
     assert "not measured" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stages(tmp_path):
     rows = stages.encode_rows(tmp_path, 40, 20)
     rows += stages.order_rows(tmp_path, 2_000, rounds=1)
@@ -89,6 +91,7 @@ def test_stages(tmp_path):
     assert all(row.value > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_resources(tmp_path):
     (ratio, cost) = resources.thread_rows(tmp_path, 40, 1)
     assert ratio.floor == 1.7

@@ -38,6 +38,9 @@ pub struct Report {
     pub template_errors: BTreeMap<u64, String>,
 }
 
+/// Characters of a template's message that are kept: a message may hold the conversation.
+const MOST_SAID: usize = 300;
+
 impl Report {
     /// Enter what a reader found. Its notes are kept apart: they count for rows that are stored.
     pub fn enter(&mut self, findings: &Findings) {
@@ -50,7 +53,7 @@ impl Report {
     pub fn refuse(&mut self, row: u64, reason: Reason, message: Option<&str>) {
         enter(&mut self.refused, reason, row);
         if let Some(message) = message {
-            self.template_errors.insert(row, message.to_owned());
+            self.template_errors.insert(row, message.chars().take(MOST_SAID).collect());
         }
     }
 

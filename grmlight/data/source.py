@@ -120,7 +120,10 @@ def _is(value: Any, kind: type[Any]) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    """The files that are the source: of a folder its Parquet files, or else all."""
+    if not path.is_dir():
+        return [path]
+    return _parquet_files(path) or sorted(each for each in path.rglob("*") if each.is_file())
 
 
 def _batches(source: str) -> Iterator[list[dict[str, Any]]]:

@@ -121,6 +121,16 @@ def test_a_damaged_part_is_not_built_upon(undisturbed, tokenizer, tmp_path, name
     assert report == json.loads(undisturbed["manifest.json"])["report"]
 
 
+def test_a_torn_manifest_is_written_again(undisturbed, tokenizer, tmp_path):
+    """A builder that dies between the manifest and the end of the journal."""
+    preparation = begin(tmp_path / "store", lines(*ROWS), tokenizer, 200, **OPTIONS)
+    preparation.advance(as_callback)
+    preparation.close()
+    (tmp_path / ".store.partial-test" / "manifest.json").write_text('{"schema": ')
+    write_store(tmp_path / "store", lines(*ROWS), tokenizer, 200, **OPTIONS)
+    assert content(tmp_path / "store") == undisturbed
+
+
 def test_a_torn_line_of_the_journal_costs_its_window_alone(tokenizer, tmp_path):
     preparation = begin(tmp_path / "store", lines(*ROWS), tokenizer, 200, **OPTIONS)
     preparation.advance(as_callback)

@@ -206,7 +206,10 @@ impl StoreWriter {
             }
         }
         self.files.finish()?;
-        let mut file = HashedFile::create(self.place.folder().join(MANIFEST))?;
+        let manifest_path = self.place.folder().join(MANIFEST);
+        // A builder that died while it wrote this one left a part of it.
+        let _ = std::fs::remove_file(&manifest_path);
+        let mut file = HashedFile::create(manifest_path)?;
         file.write(format!("{}\n", Value::Object(manifest)).as_bytes())?;
         file.finish()?;
         self.place.publish()?;

@@ -264,11 +264,15 @@ def test_the_fingerprint_follows_the_content(tmp_path):
 
 def test_what_else_lies_beside_parquet_files_is_not_the_source(tmp_path):
     """A README, or the store itself."""
-    datasets.Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": "b"}]).to_parquet(str(tmp_path / "rows.parquet"))
+    datasets.Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": "b"}]).to_parquet(
+        str(tmp_path / "rows.parquet")
+    )
     before = fingerprint(str(tmp_path))
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "manifest.json").write_text("{}")
     (tmp_path / "README.md").write_text("about")
     assert fingerprint(str(tmp_path)) == before
-    datasets.Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": "b"}]).to_parquet(str(tmp_path / "more.parquet"))
+    datasets.Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": "b"}]).to_parquet(
+        str(tmp_path / "more.parquet")
+    )
     assert fingerprint(str(tmp_path)) != before

@@ -177,6 +177,9 @@ class PromptDataModule(TextDataModule):
         self.check_tokenizer()
         tokenizer = load_tokenizer(self.tokenizer, self.options.chat_template)
         reader = PromptReader(tokenizer, self.options, self._positions())
+        if self.trainer is not None and self.sets.keys() == {"train"}:
+            # Lightning would warn that validation has no data.
+            self.trainer.limit_val_batches = 0
         for name, source in self.sets.items():
             self._take(name, source, reader)
             if self.trainer is None or self.trainer.is_global_zero:

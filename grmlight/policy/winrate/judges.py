@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Generic, Literal, Protocol, TypeVar
@@ -73,7 +74,7 @@ class PairJudge(Protocol):
         ...
 
 
-class _NumberJudge(Generic[_Scorer]):
+class _NumberJudge(ABC, Generic[_Scorer]):
     """The answer of the higher number is better; equal ones are the same, and NaN is no verdict.
 
     Args:
@@ -91,9 +92,9 @@ class _NumberJudge(Generic[_Scorer]):
         for place, (first, second) in enumerate(self._numbers([each.group() for each in questions])):
             yield place, "A" if first > second else "B" if first < second else "=" if first == second else None
 
+    @abstractmethod
     def _numbers(self, groups: list[TextGroup]) -> Iterable[Sequence[float]]:
         """Of the first and the second answer of each group."""
-        raise NotImplementedError
 
 
 class RewardJudge(_NumberJudge[GroupScorer]):

@@ -5,7 +5,8 @@ Notable decisions:
 - A group is a prompt with one or more responses that each see it. A pair is two responses and one comparison.
 - There is no attention mask: `Layout` says where each segment lies and which prompt it also sees.
 - The scored token is carried (`last_N`), never guessed from pad ids.
-- Shape suffixes: T tokens in the pack, S segments, G groups, N responses, C comparisons, L scored response tokens.
+- Shape suffixes: T tokens in the pack, S segments, G groups, N responses, C comparisons, L scored response tokens,
+  K some of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The widest dtype for sums on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +178,17 @@ class GroupBatch:
 
     def sum_by_response(self, values_L: Float[Tensor, " L"]) -> Float[Tensor, " N"]:
         """Sum a value of each scored token over the response it belongs to."""
-        return values_L.new_zeros(self.responses).index_add(0, self.response_L, values_L)
+        return self.sum_at(self.response_L, values_L)
+
+    def sum_at(self, response_K: Int[Tensor, " K"], values_K: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+        """Sum values over the response that each belongs to.
+
+        A response has hundreds of nats; in float32 each further token would round by as much as the differences of two
+        such sums may matter, so they are rounded once.
+        """
+        wide = sum_dtype(values_K.device)
+        sums_N = values_K.new_zeros(self.responses, dtype=wide).index_add(0, response_K, values_K.to(wide))
+        return sums_N.to(values_K.dtype)
 
     def scored_tokens_N(self) -> Int[Tensor, " N"]:
         """Scored tokens of each response."""

@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from grmlight.evaluation.pair_figures import BINS, sum_dtype
+from grmlight.data.batch import sum_dtype
+from grmlight.evaluation.pair_figures import BINS
 
 Array = np.ndarray
 RESAMPLES = 1000

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from grmlight.data.batch import GroupBatch
+from grmlight.data.batch import GroupBatch, sum_dtype
 from grmlight.evaluation.disagreement import Disagreement
-from grmlight.evaluation.pair_figures import SUMS, pair_figures, pair_sums, pair_values, sum_dtype
+from grmlight.evaluation.pair_figures import SUMS, pair_figures, pair_sums, pair_values
 from grmlight.models.outputs import Outputs
 
 

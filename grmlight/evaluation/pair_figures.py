@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grmlight.data.batch import GroupBatch
+from grmlight.data.batch import GroupBatch, sum_dtype
 from grmlight.evaluation.disagreement import DISAGREEMENT
 from grmlight.evaluation.log_ratios import LOG_RATIOS
 
@@ -176,8 +176,3 @@ def pair_figures(sums: Sequence[float]) -> dict[str, float]:
         shared = number * responses[_REWARD][_LENGTH] - responses[_ONES][_REWARD] * responses[_ONES][_LENGTH]
         figures["length_correlation"] = shared / math.sqrt(spread[0] * spread[1])
     return figures
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """The widest dtype for sums on a device."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grmlight.data.batch import GroupBatch
+from grmlight.data.batch import GroupBatch, sum_dtype
 from grmlight.evaluation.clustered import RESAMPLES, percentile_interval, resampled_sums
-from grmlight.evaluation.pair_figures import LABELED, RIGHT, group_sums, pair_figures, pair_values, sum_dtype
+from grmlight.evaluation.pair_figures import LABELED, RIGHT, group_sums, pair_figures, pair_values
 
 SEED = 0
 """Of the draws."""

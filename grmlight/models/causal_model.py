@@ -169,7 +169,7 @@ class CausalModel(nn.Module):
             return None, None
         chosen_L = self._token_logps(self.lm, states, batch, batch.chosen_L)
         response_L = batch.response_L.index_select(0, batch.chosen_L)
-        sums_N = chosen_L.new_zeros(batch.responses).index_add(0, response_L, chosen_L)
+        sums_N = batch.sum_at(response_L, chosen_L)
         return sums_N.where(_better(batch), torch.nan), None
 
     @torch.no_grad()

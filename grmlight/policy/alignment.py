@@ -22,14 +22,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from grmlight.data.batch import GroupBatch
+from grmlight.data.batch import GroupBatch, sum_dtype
 from grmlight.data.datamodule import PairDataModule
 from grmlight.data.encode import TokenGroup, pack
 from grmlight.data.loader import Deal
 from grmlight.data.names import resolve
 from grmlight.data.select import better_alone, followed_by
 from grmlight.evaluation.log_ratios import LOG_RATIOS, LogRatios, log_ratio_terms
-from grmlight.evaluation.pair_figures import sum_dtype
 from grmlight.models import BackboneConfig, Outputs, Packing, PolicyModel, Signal
 from grmlight.models.dropout import switch_off_dropout
 from grmlight.models.flops import ModelFlops, model_flops

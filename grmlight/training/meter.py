@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grmlight.data.batch import GroupBatch
-from grmlight.evaluation.pair_figures import NO_TERMS, SUMS, PairValues, pair_figures, pair_sums, sum_dtype
+from grmlight.data.batch import GroupBatch, sum_dtype
+from grmlight.evaluation.pair_figures import NO_TERMS, SUMS, PairValues, pair_figures, pair_sums
 from grmlight.training.speed import Clock, Work, peak_memory, together
 
 ASIDE = 32
